@@ -1,0 +1,14 @@
+//! apscli: workflows as graphs of small jobs, on one machine or in Kubernetes.
+//!
+//! How data walks through the house:
+//! ```text
+//! text ─template→ Spec ─graph→ Graph ─step→ Decision ─executor→ Outcome ─fold→ RunState ─→ screen / result JSON
+//!        pure             pure         pure            I/O                 pure
+//! ```
+//! A room may use only what stands left of it (checked by a test):
+//! ```text
+//! value ← engine ← template ← catalog ← executor ← local ← cli ← main
+//! ```
+
+pub mod engine;
+pub mod value;

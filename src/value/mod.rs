@@ -1,0 +1,367 @@
+//! Data as an author wrote it: JSON-like values whose numbers keep their text, and trees that
+//! know the place of every part.
+//!
+//! Why not `serde_json::Value`: it turns `1.10` into `1.1` and rounds long integers, and a
+//! version or an account number must reach a command exactly as it was written.
+//!
+//! Leftmost room of the house: it may use nothing of the crate, and neither reads files nor
+//! knows what a node is.
+
+pub mod json;
+pub mod yaml;
+
+use std::fmt;
+
+use serde::de::Error as _;
+use serde::ser::{Error as _, SerializeMap, SerializeSeq};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+/// Deepest nesting of lists and maps that is read, in levels. Far above real templates, far
+/// below what a stack holds.
+pub const MAX_DEPTH: usize = 128;
+
+/// A place in a text. Lines and columns count from 1, columns in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Line, from 1; 0 where the value came from an object and not from a text.
+    pub line: u32,
+    /// Column in characters, from 1.
+    pub column: u32,
+}
+
+impl Place {
+    /// The place of a value that came from no text.
+    pub const NONE: Self = Self { line: 0, column: 0 };
+}
+
+/// A JSON-like value. Maps keep the order in which they were written, because that is the
+/// order of a command's options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number by its text, valid in JSON.
+    Number(String),
+    /// A text.
+    String(String),
+    /// A list.
+    List(Vec<Value>),
+    /// A map in written order; no name stands twice.
+    Map(Vec<(String, Value)>),
+}
+
+impl Value {
+    /// What the value is, for error messages: "a number", "a list".
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool(_) => "true or false",
+            Self::Number(_) => "a number",
+            Self::String(_) => "a text",
+            Self::List(_) => "a list",
+            Self::Map(_) => "an object",
+        }
+    }
+
+    /// The value as plain text, as it stands in a command's argument or is spliced into a
+    /// longer text: texts as they are, everything else as JSON.
+    #[must_use]
+    pub fn to_plain_text(&self) -> String {
+        match self {
+            Self::String(text) => text.clone(),
+            other => other.to_string(),
+        }
+    }
+
+    /// The member `name` of a map.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        match self {
+            Self::Map(members) => members.iter().find(|(n, _)| n == name).map(|(_, v)| v),
+            _ => None,
+        }
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::String(text.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::String(text)
+    }
+}
+
+impl fmt::Display for Value {
+    /// Compact JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Null => serializer.serialize_unit(),
+            Self::Bool(value) => serializer.serialize_bool(*value),
+            Self::Number(text) => RawValue::from_string(text.clone())
+                .map_err(S::Error::custom)?
+                .serialize(serializer),
+            Self::String(text) => serializer.serialize_str(text),
+            Self::List(items) => {
+                let mut list = serializer.serialize_seq(Some(items.len()))?;
+                for item in items {
+                    list.serialize_element(item)?;
+                }
+                list.end()
+            }
+            Self::Map(members) => {
+                let mut map = serializer.serialize_map(Some(members.len()))?;
+                for (name, value) in members {
+                    map.serialize_entry(name, value)?;
+                }
+                map.end()
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    /// Reads through [`RawValue`], so that numbers keep their text; `serde_json` only.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        let tree = json::read(raw.get(), json::Dialect::Strict).map_err(|problems| {
+            D::Error::custom(
+                problems
+                    .first()
+                    .map_or_else(|| "not JSON".to_owned(), ToString::to_string),
+            )
+        })?;
+        Ok(tree.into_value())
+    }
+}
+
+/// A value with the place of each of its parts.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    /// Where the value begins.
+    pub at: Place,
+    /// The value.
+    pub kind: Kind,
+}
+
+/// What stands at a place of a [`Tree`].
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number by its text, valid in JSON.
+    Number(String),
+    /// A text.
+    String(String),
+    /// A list.
+    List(Vec<Tree>),
+    /// A map in written order; no key stands twice.
+    Map(Vec<(Key, Tree)>),
+}
+
+/// A key of a map and its place.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// Where the key begins.
+    pub at: Place,
+    /// The key itself.
+    pub name: String,
+}
+
+impl Tree {
+    /// Forgets the places.
+    #[must_use]
+    pub fn into_value(self) -> Value {
+        match self.kind {
+            Kind::Null => Value::Null,
+            Kind::Bool(value) => Value::Bool(value),
+            Kind::Number(text) => Value::Number(text),
+            Kind::String(text) => Value::String(text),
+            Kind::List(items) => Value::List(items.into_iter().map(Tree::into_value).collect()),
+            Kind::Map(members) => Value::Map(
+                members
+                    .into_iter()
+                    .map(|(key, tree)| (key.name, tree.into_value()))
+                    .collect(),
+            ),
+        }
+    }
+
+    /// What stands here, for error messages.
+    #[must_use]
+    pub fn kind_name(&self) -> &'static str {
+        match self.kind {
+            Kind::Null => "null",
+            Kind::Bool(_) => "true or false",
+            Kind::Number(_) => "a number",
+            Kind::String(_) => "a text",
+            Kind::List(_) => "a list",
+            Kind::Map(_) => "an object",
+        }
+    }
+}
+
+impl From<&Value> for Tree {
+    /// A tree without places, for objects that come from an API and not from a text.
+    fn from(value: &Value) -> Self {
+        let kind = match value {
+            Value::Null => Kind::Null,
+            Value::Bool(value) => Kind::Bool(*value),
+            Value::Number(text) => Kind::Number(text.clone()),
+            Value::String(text) => Kind::String(text.clone()),
+            Value::List(items) => Kind::List(items.iter().map(Tree::from).collect()),
+            Value::Map(members) => Kind::Map(
+                members
+                    .iter()
+                    .map(|(name, value)| {
+                        let key = Key {
+                            at: Place::NONE,
+                            name: name.clone(),
+                        };
+                        (key, Tree::from(value))
+                    })
+                    .collect(),
+            ),
+        };
+        Self {
+            at: Place::NONE,
+            kind,
+        }
+    }
+}
+
+/// One thing that is wrong with an input: where, and what was expected instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The place in the text, where there is one.
+    pub at: Place,
+    /// The way to the value from the top, as `b.prev_nodes[0]`; empty at the top.
+    pub path: String,
+    /// What is wrong and what was expected.
+    pub message: String,
+}
+
+impl Problem {
+    /// A problem of the text itself, before it has any structure to name.
+    #[must_use]
+    pub fn in_text(at: Place, message: impl Into<String>) -> Self {
+        Self {
+            at,
+            path: String::new(),
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.at.line > 0 {
+            write!(f, "{}:{}: ", self.at.line, self.at.column)?;
+        }
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// All that is wrong with one input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems {
+    /// The file or object that the problems are in.
+    pub source: String,
+    /// The problems in the order of their places; never empty.
+    pub list: Vec<Problem>,
+}
+
+impl Problems {
+    /// Puts the name of the input to its problems, in the order of their places.
+    #[must_use]
+    pub fn new(source: impl Into<String>, mut list: Vec<Problem>) -> Self {
+        list.sort_by_key(|problem| problem.at);
+        Self {
+            source: source.into(),
+            list,
+        }
+    }
+}
+
+impl fmt::Display for Problems {
+    /// A line a problem, each with the name of the input in front.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.list.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            if problem.at.line > 0 {
+                write!(f, "{}:{problem}", self.source)?;
+            } else {
+                write!(f, "{}: {problem}", self.source)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// How a text is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// JSON.
+    Json,
+    /// YAML 1.2.
+    Yaml,
+}
+
+impl Format {
+    /// By the ending of the file's name, else by the first character: a text that begins with
+    /// `{` or `[` is JSON.
+    #[must_use]
+    pub fn of(file_name: &str, text: &str) -> Self {
+        let ending = file_name.rsplit_once('.').map(|(_, ending)| ending);
+        match ending {
+            Some("json") => Self::Json,
+            Some("yaml" | "yml") => Self::Yaml,
+            _ if text
+                .trim_start_matches('\u{feff}')
+                .trim_start()
+                .starts_with(['{', '[']) =>
+            {
+                Self::Json
+            }
+            _ => Self::Yaml,
+        }
+    }
+}
+
+/// Reads JSON or YAML. `dialect` says whether bare `$name` may stand for a value in JSON.
+pub fn read(text: &str, format: Format, dialect: json::Dialect) -> Result<Tree, Vec<Problem>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.trim().is_empty() {
+        let start = Place { line: 1, column: 1 };
+        return Err(vec![Problem::in_text(
+            start,
+            "the text is empty; expected JSON or YAML",
+        )]);
+    }
+    match format {
+        Format::Json => json::read(text, dialect),
+        Format::Yaml => yaml::read(text),
+    }
+}

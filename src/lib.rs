@@ -11,4 +11,5 @@
 //! ```
 
 pub mod engine;
+pub mod template;
 pub mod value;

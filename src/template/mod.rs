@@ -1,0 +1,119 @@
+//! Text or object plus parameters → [`Spec`] → [`Graph`], or everything that is wrong with it.
+//!
+//! Two forms, both the original's: a flat map of nodes, and
+//! `{"param": {nodes}, "decision_expr": "…"}` with a condition of the run's own. JSON (in which a
+//! parameter may stand bare) and YAML are read into one tree, objects from an API are given as
+//! one, and from there on there is one parser and one rule.
+//!
+//! Must not read files: it is given texts and the names to call them by.
+
+mod fill;
+mod parse;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::engine::graph::Graph;
+use crate::engine::spec::Spec;
+use crate::value::json::Dialect;
+use crate::value::{Format, Kind, Place, Problem, Problems, Tree, Value, read};
+
+/// Parameters by name.
+pub type Params = BTreeMap<String, Value>;
+
+/// A template that was read and whose parameters are not filled in.
+#[derive(Clone, Debug)]
+pub struct Template {
+    source: String,
+    tree: Tree,
+}
+
+/// What stands for the parameters.
+#[derive(Clone, Copy, Debug)]
+pub enum Filling<'a> {
+    /// These, and no others exist.
+    With(&'a Params),
+    /// They come later: a parameter stands for any value, and what hangs on one is not checked.
+    Later,
+}
+
+impl Template {
+    /// Reads a template; `source` names it in errors and tells JSON from YAML by its ending.
+    pub fn read(source: &str, text: &str) -> Result<Self, Problems> {
+        let tree = read(text, Format::of(source, text), Dialect::Template)
+            .map_err(|list| Problems::new(source, list))?;
+        Ok(Self {
+            source: source.to_owned(),
+            tree,
+        })
+    }
+
+    /// Fills in the parameters and parses every field.
+    pub fn spec(&self, filling: Filling<'_>) -> Result<Spec, Problems> {
+        let (spec, problems) = parse::spec(&self.tree, filling);
+        if problems.is_empty() {
+            Ok(spec)
+        } else {
+            Err(Problems::new(&self.source, problems))
+        }
+    }
+
+    /// Fills, parses and proves runnable. All that is wrong is reported at once: fields and
+    /// edges together.
+    pub fn graph(&self, filling: Filling<'_>) -> Result<Graph, Problems> {
+        let (spec, mut problems) = parse::spec(&self.tree, filling);
+        match Graph::build(spec) {
+            Ok(graph) if problems.is_empty() => return Ok(graph),
+            Ok(_) => {}
+            Err(errors) => {
+                for problem in errors.iter().map(Problem::from) {
+                    // A node that could not be parsed is reported once, by its parser.
+                    if !problems.iter().any(|known| known.at == problem.at) {
+                        problems.push(problem);
+                    }
+                }
+            }
+        }
+        Err(Problems::new(&self.source, problems))
+    }
+}
+
+/// Reads a parameter file: a JSON or YAML object.
+pub fn read_params(source: &str, text: &str) -> Result<Params, Problems> {
+    let tree = read(text, Format::of(source, text), Dialect::Strict)
+        .map_err(|list| Problems::new(source, list))?;
+    let found = tree.kind_name();
+    let at = tree.at;
+    match tree.kind {
+        Kind::Map(members) => Ok(members
+            .into_iter()
+            .map(|(key, value)| (key.name, value.into_value()))
+            .collect()),
+        _ => {
+            let message = format!("found {found}; expected an object of parameters");
+            Err(Problems::new(source, vec![Problem::in_text(at, message)]))
+        }
+    }
+}
+
+/// A length of time as people write it: `90`, `1.5` (seconds), `30s`, `5m`, `1h 30m`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let expected =
+        || format!("`{text}` is no length of time; expected seconds, or as 30s, 5m, 1h30m");
+    let text = text.trim();
+    let length = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| expected())?,
+        Err(_) => text
+            .parse::<jiff::SignedDuration>()
+            .ok()
+            .and_then(|length| Duration::try_from(length).ok())
+            .ok_or_else(expected)?,
+    };
+    if length.is_zero() {
+        return Err(format!("`{text}` is no time at all; expected more than 0"));
+    }
+    Ok(length)
+}
+
+/// The place of the beginning of any text.
+pub const START: Place = Place { line: 1, column: 1 };

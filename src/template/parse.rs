@@ -1,0 +1,480 @@
+//! A tree → [`Spec`]: every field into its own type, every problem with its place.
+//!
+//! Goes on after a problem, so that an author sees all of them at once; what could not be
+//! parsed is left out of the spec that comes back beside the problems.
+//!
+//! Must not check edges between nodes: that is the graph's part.
+
+use std::time::Duration;
+
+use crate::engine::expr::Expr;
+use crate::engine::name::NodeName;
+use crate::engine::spec::{Action, Api, Cmd, EnvText, Node, Placed, Spec};
+use crate::value::{Key, Kind, Place, Problem, Tree, Value};
+
+use super::{Filling, duration, fill};
+
+/// Parses a template's tree.
+pub(super) fn spec(tree: &Tree, filling: Filling<'_>) -> (Spec, Vec<Problem>) {
+    let mut parser = Parser {
+        filling,
+        problems: Vec::new(),
+    };
+    let spec = parser.spec(tree);
+    (spec, parser.problems)
+}
+
+type Members = [(Key, Tree)];
+
+fn member<'a>(members: &'a Members, name: &str) -> Option<&'a Tree> {
+    members
+        .iter()
+        .find(|(key, _)| key.name == name)
+        .map(|(_, tree)| tree)
+}
+
+/// `{"param": {nodes}, "decision_expr": "…"}`, and not a flat map with one node named `param`.
+fn wrapped(members: &Members) -> Option<&Members> {
+    let known = |key: &Key| key.name == "param" || key.name == "decision_expr";
+    if !members.iter().all(|(key, _)| known(key)) {
+        return None;
+    }
+    let Kind::Map(nodes) = &member(members, "param")?.kind else {
+        return None;
+    };
+    let is_node = member(nodes, "action")
+        .is_some_and(|action| matches!(&action.kind, Kind::Map(action) if matches!(member(action, "type"), Some(Tree { kind: Kind::String(_), .. }))));
+    (!is_node).then_some(nodes)
+}
+
+struct Parser<'a> {
+    filling: Filling<'a>,
+    problems: Vec<Problem>,
+}
+
+impl Parser<'_> {
+    fn problem(&mut self, at: Place, path: &str, message: impl Into<String>) {
+        self.problems.push(Problem {
+            at,
+            path: path.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    fn wrong_kind(&mut self, tree: &Tree, path: &str, expected: &str) {
+        let message = format!("found {}; expected {expected}", tree.kind_name());
+        self.problem(tree.at, path, message);
+    }
+
+    /// Fills a value by the general rule; a name that is no parameter is a problem.
+    fn fill(&mut self, tree: &Tree, path: &str) -> Tree {
+        let mut unknown = Vec::new();
+        let filled = fill::value(tree, self.filling, &mut |at, name: &str| {
+            unknown.push((at, name.to_owned()));
+        });
+        for (at, name) in unknown {
+            let message = format!("there is no parameter `{name}`; {}", self.parameters());
+            self.problem(at, path, message);
+        }
+        filled
+    }
+
+    fn parameters(&self) -> String {
+        const SHOWN: usize = 20;
+        let Filling::With(params) = self.filling else {
+            return String::new();
+        };
+        let mut names: Vec<&str> = params.keys().take(SHOWN + 1).map(String::as_str).collect();
+        if names.len() > SHOWN {
+            names.truncate(SHOWN);
+            names.push("…");
+        }
+        if names.is_empty() {
+            "no parameters are given".to_owned()
+        } else {
+            format!("the parameters are {}", names.join(", "))
+        }
+    }
+
+    /// Whether a value hangs on a parameter that comes later, and so cannot be checked now.
+    fn open(&self, tree: &Tree) -> bool {
+        let named = |piece: &fill::Piece| matches!(piece, fill::Piece::Name(_));
+        matches!(self.filling, Filling::Later)
+            && matches!(&tree.kind, Kind::String(text) if fill::pieces(text).iter().any(named))
+    }
+
+    fn spec(&mut self, tree: &Tree) -> Spec {
+        let empty = Spec {
+            nodes: Vec::new(),
+            decision_expr: None,
+        };
+        let Kind::Map(top) = &tree.kind else {
+            self.wrong_kind(tree, "", "an object of nodes");
+            return empty;
+        };
+        let (nodes, decision_expr) = match wrapped(top) {
+            Some(nodes) => {
+                let expr = member(top, "decision_expr");
+                (
+                    nodes,
+                    expr.and_then(|expr| self.expr(expr, "decision_expr")),
+                )
+            }
+            None => (top.as_slice(), None),
+        };
+        if nodes.is_empty() {
+            self.problem(tree.at, "", "there are no nodes; expected at least one");
+        }
+        Spec {
+            nodes: nodes
+                .iter()
+                .filter_map(|(key, tree)| self.node(key, tree))
+                .collect(),
+            decision_expr,
+        }
+    }
+
+    fn node(&mut self, key: &Key, tree: &Tree) -> Option<Node> {
+        let name: Option<NodeName> = match key.name.parse() {
+            Ok(name) => Some(name),
+            Err(error) => {
+                let message = format!("{error}");
+                self.problem(key.at, "", message);
+                None
+            }
+        };
+        let path = name
+            .as_ref()
+            .map_or_else(|| "(unnamed)".to_owned(), ToString::to_string);
+        let Kind::Map(members) = &tree.kind else {
+            self.wrong_kind(tree, &path, "an object with `action` (a node)");
+            return None;
+        };
+        self.known_fields(
+            members,
+            &path,
+            &[
+                "id",
+                "prev_nodes",
+                "action",
+                "param",
+                "decision_expr",
+                "timeout",
+            ],
+        );
+        let field =
+            |name: &str| member(members, name).filter(|tree| !matches!(tree.kind, Kind::Null));
+        let id = field("id").and_then(|id| self.id(id, &format!("{path}.id")));
+        let prev_nodes = field("prev_nodes")
+            .map(|prev| self.prev_nodes(prev, &format!("{path}.prev_nodes")))
+            .unwrap_or_default();
+        let param = field("param")
+            .map(|param| self.param(param, &format!("{path}.param")))
+            .unwrap_or_default();
+        let decision_expr = field("decision_expr")
+            .and_then(|expr| self.expr(expr, &format!("{path}.decision_expr")));
+        let timeout =
+            field("timeout").and_then(|limit| self.timeout(limit, &format!("{path}.timeout")));
+        let Some(action_tree) = field("action") else {
+            let message = "`action` is missing; expected {\"type\": \"cmd\", \"cmd\": …} or {\"type\": \"api\", \"module\": …, \"function\": …}";
+            self.problem(key.at, &path, message);
+            return None;
+        };
+        let (action, action_shown) = self.action(action_tree, &format!("{path}.action"))?;
+        if matches!(action, Action::Cmd(_)) {
+            self.check_options(field("param"), &param, &format!("{path}.param"));
+        }
+        Some(Node {
+            name: name?,
+            at: key.at,
+            id,
+            prev_nodes,
+            action,
+            action_shown,
+            param,
+            decision_expr,
+            timeout,
+        })
+    }
+
+    /// A parameter's name becomes an option of a command, so it may not be cut or empty.
+    fn check_options(&mut self, tree: Option<&Tree>, param: &[(String, Value)], path: &str) {
+        let at = tree.map_or(Place::NONE, |tree| tree.at);
+        for (name, _) in param {
+            let plain = !name.is_empty()
+                && !name.starts_with('-')
+                && !name.contains(['=', '\0'])
+                && !name.contains(char::is_whitespace);
+            if !plain {
+                let message = format!(
+                    "`{name}` cannot be an option of a command; expected a name without leading -, =, or space"
+                );
+                self.problem(at, path, message);
+            }
+        }
+    }
+
+    fn known_fields(&mut self, members: &Members, path: &str, known: &[&str]) {
+        for (key, _) in members {
+            if !known.contains(&key.name.as_str()) {
+                let message = format!(
+                    "there is no field `{}`; expected {}",
+                    key.name,
+                    known.join(", ")
+                );
+                self.problem(key.at, path, message);
+            }
+        }
+    }
+
+    fn id(&mut self, tree: &Tree, path: &str) -> Option<Placed<Value>> {
+        let tree = self.fill(tree, path);
+        let at = tree.at;
+        if matches!(tree.kind, Kind::Number(_) | Kind::String(_)) {
+            return Some(Placed {
+                at,
+                it: tree.into_value(),
+            });
+        }
+        self.wrong_kind(&tree, path, "a number or a text");
+        None
+    }
+
+    fn prev_nodes(&mut self, tree: &Tree, path: &str) -> Vec<Placed<NodeName>> {
+        if self.open(tree) {
+            return Vec::new();
+        }
+        let tree = self.fill(tree, path);
+        let Kind::List(items) = &tree.kind else {
+            self.wrong_kind(&tree, path, "a list of node names");
+            return Vec::new();
+        };
+        let mut names = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            let Kind::String(text) = &item.kind else {
+                self.wrong_kind(item, &path, "a node's name");
+                continue;
+            };
+            match text.parse() {
+                Ok(it) => names.push(Placed { at: item.at, it }),
+                Err(error) => self.problem(item.at, &path, format!("{error}")),
+            }
+        }
+        names
+    }
+
+    fn param(&mut self, tree: &Tree, path: &str) -> Vec<(String, Value)> {
+        let tree = self.fill(tree, path);
+        match tree.kind {
+            Kind::Map(members) => members
+                .into_iter()
+                .map(|(key, value)| (key.name, value.into_value()))
+                .collect(),
+            Kind::String(_) if self.open(&tree) => Vec::new(),
+            _ => {
+                self.wrong_kind(&tree, path, "an object of parameters");
+                Vec::new()
+            }
+        }
+    }
+
+    fn expr(&mut self, tree: &Tree, path: &str) -> Option<Placed<Expr>> {
+        if self.open(tree) || matches!(tree.kind, Kind::Null) {
+            return None;
+        }
+        let Kind::String(text) = self.fill(tree, path).kind else {
+            self.wrong_kind(tree, path, "an expression as a text");
+            return None;
+        };
+        match Expr::parse(&text) {
+            Ok(it) => Some(Placed { at: tree.at, it }),
+            Err(error) => {
+                let shown: String = text.chars().take(80).collect();
+                self.problem(tree.at, path, format!("in `{shown}`: {error}"));
+                None
+            }
+        }
+    }
+
+    fn timeout(&mut self, tree: &Tree, path: &str) -> Option<Duration> {
+        if self.open(tree) {
+            return None;
+        }
+        let tree = self.fill(tree, path);
+        let (Kind::String(text) | Kind::Number(text)) = &tree.kind else {
+            self.wrong_kind(&tree, path, "seconds, or a text as 30s, 5m, 1h30m");
+            return None;
+        };
+        match duration(text) {
+            Ok(length) => Some(length),
+            Err(message) => {
+                self.problem(tree.at, path, message);
+                None
+            }
+        }
+    }
+
+    fn action(&mut self, tree: &Tree, path: &str) -> Option<(Action, Value)> {
+        let Kind::Map(members) = &tree.kind else {
+            self.wrong_kind(tree, path, "an object with `type`");
+            return None;
+        };
+        let kind = self.text(members, tree.at, "type", path)?;
+        let action = match kind.as_str() {
+            "cmd" => {
+                self.known_fields(members, path, &["type", "cmd", "env"]);
+                self.cmd(members, tree.at, path).map(Action::Cmd)
+            }
+            "api" => {
+                self.known_fields(
+                    members,
+                    path,
+                    &["type", "module", "function", "path", "env"],
+                );
+                self.api(members, tree.at, path).map(Action::Api)
+            }
+            other => {
+                let at = member(members, "type").map_or(tree.at, |tree| tree.at);
+                let message = format!("there is no action `{other}`; expected cmd or api");
+                self.problem(at, &format!("{path}.type"), message);
+                None
+            }
+        };
+        let filled = fill::value(tree, self.filling, &mut |_, _: &str| {});
+        Some((action?, filled.into_value()))
+    }
+
+    /// A text field that must be there, filled.
+    fn text(&mut self, members: &Members, at: Place, name: &str, path: &str) -> Option<String> {
+        let Some(tree) = member(members, name) else {
+            self.problem(at, path, format!("`{name}` is missing; expected a text"));
+            return None;
+        };
+        let path = format!("{path}.{name}");
+        match self.fill(tree, &path).kind {
+            Kind::String(text) if !text.is_empty() => Some(text),
+            Kind::String(_) => {
+                self.problem(tree.at, &path, "the text is empty");
+                None
+            }
+            _ => {
+                self.wrong_kind(tree, &path, "a text");
+                None
+            }
+        }
+    }
+
+    fn cmd(&mut self, members: &Members, at: Place, path: &str) -> Option<Cmd> {
+        let env = self.env(members, path);
+        let Some(tree) = member(members, "cmd") else {
+            self.problem(
+                at,
+                path,
+                "`cmd` is missing; expected a command line or a list of words",
+            );
+            return None;
+        };
+        let path = format!("{path}.cmd");
+        let words = match &tree.kind {
+            Kind::String(text) => match fill::words(text, self.filling) {
+                Ok(words) => words,
+                Err(message) => {
+                    self.problem(tree.at, &path, message);
+                    return None;
+                }
+            },
+            Kind::List(items) => {
+                let mut words = Vec::new();
+                for (index, item) in items.iter().enumerate() {
+                    words.push(self.env_text(item, &format!("{path}[{index}]"))?);
+                }
+                words
+            }
+            _ => {
+                self.wrong_kind(tree, &path, "a command line or a list of words");
+                return None;
+            }
+        };
+        let mut words = words.into_iter();
+        let Some(program) = words.next() else {
+            self.problem(tree.at, &path, "the command is empty; expected a program");
+            return None;
+        };
+        Some(Cmd {
+            program,
+            args: words.collect(),
+            env,
+        })
+    }
+
+    fn api(&mut self, members: &Members, at: Place, path: &str) -> Option<Api> {
+        let env = self.env(members, path);
+        let module = self.text(members, at, "module", path);
+        let function = self.text(members, at, "function", path);
+        let mut folders = Vec::new();
+        if let Some(tree) = member(members, "path") {
+            let path = format!("{path}.path");
+            match &tree.kind {
+                Kind::List(items) => {
+                    for (index, item) in items.iter().enumerate() {
+                        folders.extend(self.env_text(item, &format!("{path}[{index}]")));
+                    }
+                }
+                Kind::String(_) => folders.extend(self.env_text(tree, &path)),
+                Kind::Null => {}
+                _ => self.wrong_kind(tree, &path, "a list of folders"),
+            }
+        }
+        Some(Api {
+            module: module?,
+            function: function?,
+            path: folders,
+            env,
+        })
+    }
+
+    fn env(&mut self, members: &Members, path: &str) -> Vec<(String, EnvText)> {
+        let path = format!("{path}.env");
+        let entries = match member(members, "env") {
+            None
+            | Some(Tree {
+                kind: Kind::Null, ..
+            }) => return Vec::new(),
+            Some(Tree {
+                kind: Kind::Map(entries),
+                ..
+            }) => entries,
+            Some(other) => {
+                self.wrong_kind(other, &path, "an object of environment variables");
+                return Vec::new();
+            }
+        };
+        let mut env = Vec::new();
+        for (key, tree) in entries {
+            if key.name.is_empty() || key.name.contains(['=', '\0']) {
+                let message = format!(
+                    "`{}` cannot be the name of an environment variable",
+                    key.name
+                );
+                self.problem(key.at, &path, message);
+            } else if let Some(text) = self.env_text(tree, &format!("{path}.{}", key.name)) {
+                env.push((key.name.clone(), text));
+            }
+        }
+        env
+    }
+
+    /// A text that the environment of the node's machine completes.
+    fn env_text(&mut self, tree: &Tree, path: &str) -> Option<EnvText> {
+        match &tree.kind {
+            Kind::String(text) => Some(fill::env_text(text, self.filling)),
+            Kind::Number(text) => Some(EnvText::literal(text)),
+            Kind::Bool(value) => Some(EnvText::literal(value.to_string())),
+            _ => {
+                self.wrong_kind(tree, path, "a text");
+                None
+            }
+        }
+    }
+}

@@ -11,5 +11,6 @@
 //! ```
 
 pub mod engine;
+pub mod executor;
 pub mod template;
 pub mod value;

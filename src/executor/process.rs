@@ -1,0 +1,319 @@
+//! The hand for `cmd`: a program in a process group of its own, argv without a shell, its
+//! stdout to the node's log and through the line parser, its stderr to the log.
+//!
+//! stderr is given the log file itself: nothing of it is captured, so nothing has to pass
+//! through here. Must not decide what an exit code means.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, waitid,
+};
+
+use crate::engine::event::{Ending, Outcome};
+use crate::engine::spec::{Cmd, EnvText, NotSet};
+use crate::executor::control::Control;
+use crate::executor::lines::LineParser;
+use crate::executor::spawn::{self, Child, Command};
+use crate::value::Value;
+
+/// What surrounds an attempt on this machine.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// The environment that nodes inherit.
+    pub env: BTreeMap<OsString, OsString>,
+    /// The template's own folder, for relative paths.
+    pub folder: PathBuf,
+    /// How long a process has between TERM and KILL.
+    pub grace: Duration,
+}
+
+impl Surroundings {
+    /// A node's environment: the inherited one with the node's own on top. Every text is
+    /// expanded by the inherited one, so their order makes no difference.
+    pub fn node_env(
+        &self,
+        own: &[(String, EnvText)],
+    ) -> Result<BTreeMap<OsString, OsString>, String> {
+        let mut env = self.env.clone();
+        for (name, text) in own {
+            let value = text
+                .expand(|name| self.lookup(name))
+                .map_err(|error| format!("{error} (in action.env.{name})"))?;
+            env.insert(name.into(), value);
+        }
+        Ok(env)
+    }
+
+    /// An inherited environment variable.
+    #[must_use]
+    pub fn lookup(&self, name: &str) -> Option<OsString> {
+        self.env.get(OsStr::new(name)).cloned()
+    }
+
+    /// A path of the template: relative ones are relative to its folder.
+    pub fn path(&self, text: &EnvText) -> Result<PathBuf, NotSet> {
+        Ok(self.folder.join(text.expand(|name| self.lookup(name))?))
+    }
+}
+
+/// Arguments by the original's rule: one letter is `-k value`, more are `--name value`. The
+/// value is always a word of its own, so one that starts with `-` is handed over as it is.
+#[must_use]
+pub fn options(param: &[(String, Value)]) -> Vec<String> {
+    let mut words = Vec::new();
+    for (name, value) in param {
+        let dashes = if name.chars().count() == 1 { "-" } else { "--" };
+        words.push(format!("{dashes}{name}"));
+        words.push(value.to_plain_text());
+    }
+    words
+}
+
+/// Runs a program to its end and says what came of it. Blocks.
+#[must_use]
+pub fn run(
+    cmd: &Cmd,
+    param: &[(String, Value)],
+    surroundings: &Surroundings,
+    log: &Path,
+    control: &Control,
+) -> Outcome {
+    let prepared = match Prepared::new(cmd, param, surroundings) {
+        Ok(prepared) => prepared,
+        Err(message) => return Outcome::silent(Ending::NotStarted(message)),
+    };
+    match prepared.run(surroundings.grace, log, control) {
+        Ok(outcome) => outcome,
+        Err(message) => Outcome::silent(Ending::NotStarted(message)),
+    }
+}
+
+struct Prepared {
+    program: PathBuf,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl Prepared {
+    fn new(
+        cmd: &Cmd,
+        param: &[(String, Value)],
+        surroundings: &Surroundings,
+    ) -> Result<Self, String> {
+        let env = surroundings.node_env(&cmd.env)?;
+        let expand = |text: &EnvText| {
+            text.expand(|name| surroundings.lookup(name))
+                .map_err(|error| format!("{error} (in action.cmd)"))
+        };
+        let word = expand(&cmd.program)?;
+        let program = find(&word, &surroundings.folder, env.get(OsStr::new("PATH")))?;
+        let mut words = vec![word];
+        for arg in &cmd.args {
+            words.push(expand(arg)?);
+        }
+        words.extend(options(param).into_iter().map(OsString::from));
+        let args = words
+            .into_iter()
+            .map(|word| {
+                let shown = word.to_string_lossy().into_owned();
+                CString::new(word.into_vec()).map_err(|_| {
+                    format!(
+                        "the argument {shown:?} holds a zero byte, which no program can be given"
+                    )
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        let env = env
+            .into_iter()
+            .map(|(name, value)| {
+                let shown = name.to_string_lossy().into_owned();
+                let mut entry = name.into_vec();
+                entry.push(b'=');
+                entry.extend(value.into_vec());
+                CString::new(entry)
+                    .map_err(|_| format!("the environment variable {shown} holds a zero byte"))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { program, args, env })
+    }
+
+    fn run(&self, grace: Duration, log: &Path, control: &Control) -> Result<Outcome, String> {
+        let mut log = open_log(log)?;
+        let no_input =
+            File::open("/dev/null").map_err(|error| format!("cannot open /dev/null: {error}"))?;
+        let (stdout, child_stdout) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| format!("cannot make a pipe: {error}"))?;
+        let program = CString::new(self.program.as_os_str().as_bytes())
+            .map_err(|_| "the program's path holds a zero byte".to_owned())?;
+        let command = Command {
+            program,
+            args: self.args.clone(),
+            env: self.env.clone(),
+            stdin: no_input.as_fd(),
+            stdout: child_stdout.as_fd(),
+            stderr: log.as_fd(),
+            inherit: None,
+        };
+        let started = control.start(|| spawn::spawn(&command).map(|child| (child.pid, child)));
+        drop(child_stdout);
+        let child = match started {
+            Ok(Ok(child)) => child,
+            Ok(Err(error)) => return Err(not_executed(&self.program, &error)),
+            Err(cause) => return Ok(Outcome::silent(Ending::Killed(cause))),
+        };
+        let mut lines = LineParser::default();
+        read_until_end(&stdout, &child, |bytes| {
+            lines.push(bytes);
+            // A full disk must not end the node: what is captured still counts.
+            let _ = log.write_all(bytes);
+        });
+        let ending = end(&child, grace, control);
+        Ok(Outcome {
+            ending,
+            captured: lines.finish(),
+        })
+    }
+}
+
+/// Opens a node's log so that what several processes write stands in the order of writing.
+pub fn open_log(path: &Path) -> Result<File, String> {
+    File::options()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map_err(|error| format!("cannot open the log {}: {error}", path.display()))
+}
+
+/// The file of a program: paths are relative to the template's folder, bare names are looked up
+/// in the node's `PATH`.
+fn find(word: &OsStr, folder: &Path, path: Option<&OsString>) -> Result<PathBuf, String> {
+    if word.is_empty() {
+        return Err("the program's name is empty".to_owned());
+    }
+    if word.as_bytes().contains(&b'/') {
+        return Ok(folder.join(word));
+    }
+    let executable = |candidate: &PathBuf| {
+        candidate.is_file() && rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()
+    };
+    let path = path.map(OsString::as_os_str).unwrap_or_default();
+    std::env::split_paths(path)
+        .filter(|entry| entry.is_absolute())
+        .map(|entry| entry.join(word))
+        .find(executable)
+        .ok_or_else(|| {
+            let (word, path) = (word.to_string_lossy(), path.to_string_lossy());
+            format!("there is no executable `{word}` in the node's PATH ({path})")
+        })
+}
+
+/// Why exec failed, in words that name the thing to mend.
+fn not_executed(program: &Path, error: &std::io::Error) -> String {
+    let shown = program.display();
+    match (error.kind(), program.metadata()) {
+        (std::io::ErrorKind::NotFound, Ok(_)) => {
+            format!("cannot run {shown}: the interpreter in its first line does not exist")
+        }
+        (std::io::ErrorKind::NotFound, Err(_)) => format!("there is no file {shown}"),
+        (std::io::ErrorKind::PermissionDenied, Ok(data)) if data.is_dir() => {
+            format!("cannot run {shown}: it is a folder")
+        }
+        (std::io::ErrorKind::PermissionDenied, Ok(_)) => {
+            format!("cannot run {shown}: it is not executable; try chmod +x")
+        }
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
+            format!(
+                "cannot run {shown}: it is no program, and no script with an interpreter in its first line (#!/bin/sh)"
+            )
+        }
+        _ => format!("cannot run {shown}: {error}"),
+    }
+}
+
+/// Reads stdout until the program has ended. What it had written by then is read to the last
+/// byte; what its left-over children write later is not waited for.
+pub(super) fn read_until_end(stdout: &OwnedFd, child: &Child, mut take: impl FnMut(&[u8])) {
+    // The largest pipe that the system makes for anybody.
+    const PIPE: usize = 1024 * 1024;
+    let _ = rustix::io::ioctl_fionbio(stdout, true);
+    let mut buffer = vec![0; 64 * 1024];
+    let mut open = true;
+    loop {
+        let mut fds = [
+            PollFd::new(&child.pidfd, PollFlags::IN),
+            PollFd::new(stdout, PollFlags::IN),
+        ];
+        let [ended, readable] = match poll(if open { &mut fds } else { &mut fds[..1] }, None) {
+            Ok(_) => fds.map(|fd| !fd.revents().is_empty()),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return,
+        };
+        let mut budget = if ended { PIPE } else { buffer.len() };
+        while open && (readable || ended) && budget > 0 {
+            match rustix::io::read(stdout, &mut buffer) {
+                Ok(0) => open = false,
+                Ok(length) => {
+                    budget = budget.saturating_sub(length);
+                    take(buffer.get(..length).unwrap_or_default());
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        if ended {
+            return;
+        }
+    }
+}
+
+/// Reaps an ended child and says how it ended.
+fn end(child: &Child, grace: Duration, control: &Control) -> Ending {
+    let (status, killed) = control.reap(|| wait(child));
+    if let Some(cause) = killed {
+        sweep(child.pid, grace, control);
+        spawn::forget(child.pid);
+        return Ending::Killed(cause);
+    }
+    spawn::forget(child.pid);
+    match status {
+        Some(status) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Ending::Exited(code),
+            (None, Some(signal)) => Ending::Signalled(signal),
+            (None, None) => {
+                Ending::Lost("the process ended in a way that cannot be read".to_owned())
+            }
+        },
+        None => Ending::Lost("somebody else has reaped the process".to_owned()),
+    }
+}
+
+fn wait(child: &Child) -> Option<WaitIdStatus> {
+    loop {
+        match waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Err(rustix::io::Errno::INTR) => {}
+            status => return status.ok().flatten(),
+        }
+    }
+}
+
+/// Ends what an ended leader has left in its group: they have been asked already, and get the
+/// rest of the grace. While any of them lives, the kernel gives the group's id to nobody else.
+fn sweep(group: Pid, grace: Duration, control: &Control) {
+    let started = Instant::now();
+    while rustix::process::test_kill_process_group(group).is_ok() {
+        if control.is_hard() || started.elapsed() >= grace {
+            let _ = kill_process_group(group, Signal::KILL);
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

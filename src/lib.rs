@@ -10,7 +10,10 @@
 //! value ← engine ← template ← catalog ← executor ← local ← cli ← main
 //! ```
 
+pub mod catalog;
+pub mod cli;
 pub mod engine;
 pub mod executor;
+pub mod local;
 pub mod template;
 pub mod value;

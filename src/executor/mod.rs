@@ -11,4 +11,5 @@
 pub mod control;
 pub mod lines;
 pub mod process;
+pub mod python;
 pub mod spawn;

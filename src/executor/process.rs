@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -171,11 +171,12 @@ impl Prepared {
             Err(cause) => return Ok(Outcome::silent(Ending::Killed(cause))),
         };
         let mut lines = LineParser::default();
-        read_until_end(&stdout, &child, |bytes| {
+        let mut take = |bytes: &[u8]| {
             lines.push(bytes);
             // A full disk must not end the node: what is captured still counts.
             let _ = log.write_all(bytes);
-        });
+        };
+        read_until_end(child.pidfd.as_fd(), &mut [Source::new(&stdout, &mut take)]);
         let ending = end(&child, grace, control);
         Ok(Outcome {
             ending,
@@ -239,37 +240,61 @@ fn not_executed(program: &Path, error: &std::io::Error) -> String {
     }
 }
 
-/// Reads stdout until the program has ended. What it had written by then is read to the last
-/// byte; what its left-over children write later is not waited for.
-pub(super) fn read_until_end(stdout: &OwnedFd, child: &Child, mut take: impl FnMut(&[u8])) {
-    // The largest pipe that the system makes for anybody.
-    const PIPE: usize = 1024 * 1024;
-    let _ = rustix::io::ioctl_fionbio(stdout, true);
-    let mut buffer = vec![0; 64 * 1024];
-    let mut open = true;
-    loop {
-        let mut fds = [
-            PollFd::new(&child.pidfd, PollFlags::IN),
-            PollFd::new(stdout, PollFlags::IN),
-        ];
-        let [ended, readable] = match poll(if open { &mut fds } else { &mut fds[..1] }, None) {
-            Ok(_) => fds.map(|fd| !fd.revents().is_empty()),
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(_) => return,
-        };
-        let mut budget = if ended { PIPE } else { buffer.len() };
-        while open && (readable || ended) && budget > 0 {
-            match rustix::io::read(stdout, &mut buffer) {
-                Ok(0) => open = false,
+/// A stream to be read, and what takes its bytes.
+pub(super) struct Source<'a> {
+    stream: &'a OwnedFd,
+    take: &'a mut dyn FnMut(&[u8]),
+    open: bool,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(stream: &'a OwnedFd, take: &'a mut dyn FnMut(&[u8])) -> Self {
+        let _ = rustix::io::ioctl_fionbio(stream, true);
+        Self {
+            stream,
+            take,
+            open: true,
+        }
+    }
+
+    /// Takes what is there now, about `budget` bytes at the most.
+    fn drain(&mut self, buffer: &mut [u8], mut budget: usize) {
+        while self.open && budget > 0 {
+            match rustix::io::read(self.stream, &mut *buffer) {
+                Ok(0) => self.open = false,
                 Ok(length) => {
                     budget = budget.saturating_sub(length);
-                    take(buffer.get(..length).unwrap_or_default());
+                    (self.take)(buffer.get(..length).unwrap_or_default());
                 }
                 Err(rustix::io::Errno::INTR) => {}
-                Err(_) => break,
+                Err(_) => return,
             }
         }
-        if ended {
+    }
+}
+
+/// Reads streams until `ended` is readable. What was written by then is read to the last byte;
+/// what left-over children write later is not waited for.
+pub(super) fn read_until_end(ended: BorrowedFd<'_>, sources: &mut [Source<'_>]) {
+    // The largest pipe that the system makes for anybody.
+    const PIPE: usize = 1024 * 1024;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let mut fds = vec![PollFd::from_borrowed_fd(ended, PollFlags::IN)];
+        let open = sources.iter().filter(|source| source.open);
+        fds.extend(open.map(|source| PollFd::new(source.stream, PollFlags::IN)));
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return,
+        }
+        let over = fds.first().is_some_and(|fd| !fd.revents().is_empty());
+        drop(fds);
+        for source in &mut *sources {
+            let budget = if over { PIPE } else { buffer.len() };
+            source.drain(&mut buffer, budget);
+        }
+        if over {
             return;
         }
     }
@@ -307,7 +332,7 @@ fn wait(child: &Child) -> Option<WaitIdStatus> {
 
 /// Ends what an ended leader has left in its group: they have been asked already, and get the
 /// rest of the grace. While any of them lives, the kernel gives the group's id to nobody else.
-fn sweep(group: Pid, grace: Duration, control: &Control) {
+pub(super) fn sweep(group: Pid, grace: Duration, control: &Control) {
     let started = Instant::now();
     while rustix::process::test_kill_process_group(group).is_ok() {
         if control.is_hard() || started.elapsed() >= grace {

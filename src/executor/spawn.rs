@@ -218,6 +218,13 @@ pub fn start_guard() -> io::Result<()> {
     }
 }
 
+/// Tells the guard of a process group that another process has started for us.
+pub fn remember(pid: Pid) {
+    if let Some(guard) = GUARD.get() {
+        let _ = rustix::io::write(guard, &pid.as_raw_nonzero().get().to_ne_bytes());
+    }
+}
+
 /// Tells the guard that a process group is over.
 pub fn forget(pid: Pid) {
     if let Some(guard) = GUARD.get() {

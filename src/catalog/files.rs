@@ -1,0 +1,423 @@
+//! The catalogue on disk: `metadata/oracle/peo/cloud.json` holds the services
+//! `oracle.peo.cloud.*`, each `{version, workflow_template_path, desc, release,
+//! default_version}`; `workflow_template_path` is a path or `{version: path}`, relative to the
+//! category file.
+//!
+//! Changes are atomic: the folder is locked, the new file is written beside the old one, forced
+//! to the disk and renamed over it. Must not read templates.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::engine::name::Fqsn;
+use crate::value::json::Dialect;
+use crate::value::{Format, Problem, Problems, Value, read};
+
+const ENDINGS: [&str; 3] = ["json", "yaml", "yml"];
+
+/// A catalogue: the folder `metadata`.
+#[derive(Clone, Debug)]
+pub struct Catalogue {
+    root: PathBuf,
+}
+
+/// A service in a catalogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its versions as they are written, each with its template.
+    pub templates: BTreeMap<String, PathBuf>,
+    /// The version that runs when none is asked for.
+    pub default_version: Option<String>,
+    /// What it is for.
+    pub desc: Option<String>,
+    /// When it was released.
+    pub release: Option<String>,
+}
+
+/// What a new entry says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Registration {
+    /// The version of the template.
+    pub version: String,
+    /// The template.
+    pub template: PathBuf,
+    /// What the service is for.
+    pub desc: Option<String>,
+    /// When it was released.
+    pub release: Option<String>,
+    /// The version that runs when none is asked for.
+    pub default_version: Option<String>,
+}
+
+/// Why a catalogue does not give what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogueError {
+    /// The system refuses.
+    #[error("{}: {what}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A category file cannot be read.
+    #[error(transparent)]
+    Category(#[from] Problems),
+    /// There is no such service.
+    #[error("there is no service {fqsn}: {why}")]
+    NotFound {
+        /// The name.
+        fqsn: Fqsn,
+        /// Where it was looked for and what is there.
+        why: String,
+    },
+    /// The change would undo another.
+    #[error("{fqsn}: {why}")]
+    Refused {
+        /// The name.
+        fqsn: Fqsn,
+        /// What stands in the way.
+        why: String,
+    },
+}
+
+type Entries = Vec<(String, Value)>;
+
+impl Catalogue {
+    /// The catalogue in a folder.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    fn category_stem(&self, fqsn: &Fqsn) -> PathBuf {
+        fqsn.category.iter().fold(self.root.clone(), |path, segment| path.join(segment))
+    }
+
+    /// The category file of a service, where there is one.
+    fn category_file(&self, fqsn: &Fqsn) -> Result<Option<PathBuf>, CatalogueError> {
+        let stem = self.category_stem(fqsn);
+        let found: Vec<PathBuf> = ENDINGS
+            .iter()
+            .map(|ending| stem.with_extension(ending))
+            .filter(|path| path.is_file())
+            .collect();
+        match found.as_slice() {
+            [_, other, ..] => Err(CatalogueError::Refused {
+                fqsn: fqsn.clone(),
+                why: format!("its category stands in two files, {} too", other.display()),
+            }),
+            found => Ok(found.first().cloned()),
+        }
+    }
+
+    /// A service by name.
+    pub fn find(&self, fqsn: &Fqsn) -> Result<Service, CatalogueError> {
+        let not_found = |why: String| CatalogueError::NotFound {
+            fqsn: fqsn.clone(),
+            why,
+        };
+        let Some(path) = self.category_file(fqsn)? else {
+            let file = self.category_stem(fqsn).with_extension("json");
+            return Err(not_found(format!("there is no category file {}", file.display())));
+        };
+        let entries = read_category(&path)?;
+        let Some((_, entry)) = entries.iter().find(|(name, _)| *name == fqsn.service) else {
+            let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
+            return Err(not_found(format!("{} has {}", path.display(), names.join(", "))));
+        };
+        Ok(service(&path, &fqsn.service, entry)?)
+    }
+
+    /// All services, by name.
+    pub fn list(&self) -> Result<BTreeMap<String, Service>, CatalogueError> {
+        let mut services = BTreeMap::new();
+        let mut folders = vec![(self.root.clone(), String::new())];
+        while let Some((folder, prefix)) = folders.pop() {
+            let io_error = |source| CatalogueError::Io {
+                path: folder.clone(),
+                what: "cannot list the folder",
+                source,
+            };
+            for file in fs::read_dir(&folder).map_err(io_error)? {
+                let path = file.map_err(io_error)?.path();
+                let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
+                let name = format!("{prefix}{stem}.");
+                if path.is_dir() {
+                    folders.push((path, name));
+                    continue;
+                }
+                let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+                // Templates and parameter files may lie beside; only category files are read.
+                if !ENDINGS.contains(&ending) || stem.contains('.') {
+                    continue;
+                }
+                for (entry, value) in read_category(&path)? {
+                    services.insert(format!("{name}{entry}"), service(&path, &entry, &value)?);
+                }
+            }
+        }
+        Ok(services)
+    }
+
+    /// Adds a version of a service.
+    pub fn register(&self, fqsn: &Fqsn, new: &Registration) -> Result<(), CatalogueError> {
+        self.change(fqsn, true, |path, entries| {
+            let folder = path.parent().unwrap_or(&self.root);
+            let template = std::path::absolute(&new.template)
+                .and_then(|template| Ok((template, std::path::absolute(folder)?)))
+                .map(|(template, folder)| match template.strip_prefix(&folder) {
+                    Ok(inside) => inside.to_path_buf(),
+                    Err(_) => template,
+                })
+                .map_err(|source| CatalogueError::Io {
+                    path: new.template.clone(),
+                    what: "cannot find the template",
+                    source,
+                })?;
+            let template = Value::from(template.to_string_lossy().into_owned());
+            let refused = |why| CatalogueError::Refused {
+                fqsn: fqsn.clone(),
+                why,
+            };
+            if !entries.iter().any(|(name, _)| *name == fqsn.service) {
+                entries.push((fqsn.service.clone(), Value::Map(Vec::new())));
+            }
+            let Some(Value::Map(entry)) =
+                entries.iter_mut().find(|(name, _)| *name == fqsn.service).map(|(_, entry)| entry)
+            else {
+                return Err(refused("its entry is no object".to_owned()));
+            };
+            let known = entry.iter().find(|(name, _)| name == "version").map(|(_, version)| version.to_plain_text());
+            let paths = entry.iter_mut().find(|(name, _)| name == "workflow_template_path");
+            match paths.map(|(_, paths)| paths) {
+                None => {
+                    let paths = Value::Map(vec![(new.version.clone(), template)]);
+                    entry.push(("workflow_template_path".to_owned(), paths));
+                }
+                Some(Value::Map(paths)) => {
+                    if paths.iter().any(|(version, _)| *version == new.version) {
+                        return Err(refused(format!("version {} is registered already", new.version)));
+                    }
+                    paths.push((new.version.clone(), template));
+                }
+                Some(single) => {
+                    let old = known.unwrap_or_else(|| "1.0".to_owned());
+                    if old == new.version {
+                        return Err(refused(format!("version {} is registered already", new.version)));
+                    }
+                    *single = Value::Map(vec![(old, single.clone()), (new.version.clone(), template)]);
+                }
+            }
+            let mut set = |name: &str, value: Option<&String>| {
+                let Some(value) = value else { return };
+                let value = Value::from(value.as_str());
+                match entry.iter_mut().find(|(known, _)| known == name) {
+                    Some((_, old)) => *old = value,
+                    None => entry.push((name.to_owned(), value)),
+                }
+            };
+            set("version", Some(&new.version));
+            set("desc", new.desc.as_ref());
+            set("release", new.release.as_ref());
+            set("default_version", new.default_version.as_ref());
+            service(path, &fqsn.service, &Value::Map(entry.clone()))?.version(fqsn, None)?;
+            Ok(())
+        })
+    }
+
+    /// Takes a service out, or one version of it.
+    pub fn unregister(&self, fqsn: &Fqsn, version: Option<&str>) -> Result<(), CatalogueError> {
+        self.change(fqsn, false, |path, entries| {
+            let not_found = |why: String| CatalogueError::NotFound {
+                fqsn: fqsn.clone(),
+                why,
+            };
+            let Some(index) = entries.iter().position(|(name, _)| *name == fqsn.service) else {
+                return Err(not_found(format!("{} does not have it", path.display())));
+            };
+            let Some(version) = version else {
+                entries.remove(index);
+                return Ok(());
+            };
+            let Some((_, entry)) = entries.get_mut(index) else { return Ok(()) };
+            let found = service(path, &fqsn.service, entry)?;
+            if !found.templates.contains_key(version) {
+                return Err(not_found(format!("it has no version {version}")));
+            }
+            if found.templates.len() == 1 {
+                entries.remove(index);
+                return Ok(());
+            }
+            if found.default_version.as_deref() == Some(version) {
+                return Err(CatalogueError::Refused {
+                    fqsn: fqsn.clone(),
+                    why: format!("version {version} is its default; register another default first"),
+                });
+            }
+            if let Value::Map(fields) = entry {
+                for (name, value) in fields {
+                    if let ("workflow_template_path", Value::Map(paths)) = (name.as_str(), value) {
+                        paths.retain(|(known, _)| known != version);
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Changes a category file under its folder's lock.
+    fn change(
+        &self,
+        fqsn: &Fqsn,
+        create: bool,
+        change: impl FnOnce(&Path, &mut Entries) -> Result<(), CatalogueError>,
+    ) -> Result<(), CatalogueError> {
+        let stem = self.category_stem(fqsn);
+        let folder = stem.parent().unwrap_or(&self.root).to_path_buf();
+        let io_error = |path: &Path, what| {
+            let path = path.to_path_buf();
+            move |source| CatalogueError::Io { path, what, source }
+        };
+        if create {
+            fs::create_dir_all(&folder).map_err(io_error(&folder, "cannot make the folder"))?;
+        }
+        let lock = File::open(&folder).map_err(io_error(&folder, "cannot open the folder"))?;
+        lock.lock().map_err(io_error(&folder, "cannot lock the folder"))?;
+        let path = match self.category_file(fqsn)? {
+            Some(path) => path,
+            None if create => stem.with_extension("json"),
+            None => {
+                return Err(CatalogueError::NotFound {
+                    fqsn: fqsn.clone(),
+                    why: format!("there is no category file {}", stem.with_extension("json").display()),
+                });
+            }
+        };
+        if path.extension().is_none_or(|ending| ending != "json") {
+            return Err(CatalogueError::Refused {
+                fqsn: fqsn.clone(),
+                why: format!("{} is YAML, which is changed by hand", path.display()),
+            });
+        }
+        let mut entries = if path.is_file() { read_category(&path)? } else { Vec::new() };
+        change(&path, &mut entries)?;
+        let mut text = serde_json::to_string_pretty(&Value::Map(entries))
+            .map_err(|error| io_error(&path, "cannot write the category file")(error.into()))?;
+        text.push('\n');
+        let temporary = path.with_extension(format!("json.new-{}", std::process::id()));
+        let written = File::create(&temporary).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            lock.sync_all()
+        });
+        written.map_err(|source| {
+            let _ = fs::remove_file(&temporary);
+            io_error(&path, "cannot write the category file")(source)
+        })
+    }
+}
+
+impl Service {
+    /// A version and its template: the one asked for, else the default.
+    pub fn version(&self, fqsn: &Fqsn, asked: Option<&str>) -> Result<(&str, &Path), CatalogueError> {
+        let versions = || {
+            let versions: Vec<&str> = self.templates.keys().map(String::as_str).collect();
+            format!("its versions are {}", versions.join(", "))
+        };
+        let not_found = |why: String| CatalogueError::NotFound {
+            fqsn: fqsn.clone(),
+            why,
+        };
+        let wanted = match (asked, &self.default_version) {
+            (Some(asked), _) => asked,
+            (None, Some(default)) => default,
+            (None, None) => {
+                let why = format!("it has no default_version; {}", versions());
+                return Err(not_found(why));
+            }
+        };
+        self.templates
+            .get_key_value(wanted)
+            .map(|(version, path)| (version.as_str(), path.as_path()))
+            .ok_or_else(|| not_found(format!("it has no version {wanted}; {}", versions())))
+    }
+}
+
+fn read_category(path: &Path) -> Result<Entries, CatalogueError> {
+    let text = fs::read_to_string(path).map_err(|source| CatalogueError::Io {
+        path: path.to_path_buf(),
+        what: "cannot read the category file",
+        source,
+    })?;
+    let source = path.display().to_string();
+    let tree = read(&text, Format::of(&source, &text), Dialect::Strict)
+        .map_err(|list| Problems::new(source.clone(), list))?;
+    match tree.into_value() {
+        Value::Map(entries) => Ok(entries),
+        other => {
+            let message = format!("found {}; expected an object of services", other.kind());
+            Err(problem(source, "", message).into())
+        }
+    }
+}
+
+fn problem(source: impl Into<String>, path: &str, message: String) -> Problems {
+    let problem = Problem {
+        at: crate::value::Place::NONE,
+        path: path.to_owned(),
+        message,
+    };
+    Problems::new(source, vec![problem])
+}
+
+fn service(file: &Path, name: &str, entry: &Value) -> Result<Service, Problems> {
+    let wrong = |field: &str, message: String| {
+        problem(file.display().to_string(), &format!("{name}{field}"), message)
+    };
+    if !matches!(entry, Value::Map(_)) {
+        return Err(wrong("", format!("found {}; expected an object with workflow_template_path", entry.kind())));
+    }
+    let text = |field: &str| match entry.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value @ (Value::String(_) | Value::Number(_))) => Ok(Some(value.to_plain_text())),
+        Some(other) => Err(wrong(&format!(".{field}"), format!("found {}; expected a text", other.kind()))),
+    };
+    let version = text("version")?;
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let mut templates = BTreeMap::new();
+    match entry.get("workflow_template_path") {
+        Some(Value::String(path)) => {
+            let version = version.clone().unwrap_or_else(|| "1.0".to_owned());
+            templates.insert(version, folder.join(path));
+        }
+        Some(Value::Map(paths)) => {
+            for (version, path) in paths {
+                let Value::String(path) = path else {
+                    let field = format!(".workflow_template_path.{version}");
+                    return Err(wrong(&field, format!("found {}; expected a path", path.kind())));
+                };
+                templates.insert(version.clone(), folder.join(path));
+            }
+        }
+        _ => {
+            let message = "missing; expected a path or an object of versions and paths".to_owned();
+            return Err(wrong(".workflow_template_path", message));
+        }
+    }
+    let only = || if templates.len() == 1 { templates.keys().next().cloned() } else { None };
+    let default_version = text("default_version")?
+        .or_else(|| version.filter(|version| templates.contains_key(version)))
+        .or_else(only);
+    Ok(Service {
+        default_version,
+        desc: text("desc")?,
+        release: text("release")?,
+        templates,
+    })
+}

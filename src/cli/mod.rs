@@ -1,0 +1,107 @@
+//! The command line: one file a command, all words through the [`printer`].
+//!
+//! Must not decide what the engine decides.
+
+mod catalogue;
+mod inspect;
+mod legacy;
+pub mod printer;
+mod run;
+mod watch;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::catalog::files::Catalogue;
+
+use printer::Printer;
+
+/// Exit status for input that could not be run at all.
+const CANNOT_RUN: u8 = 2;
+
+/// Runs workflows: graphs of small jobs.
+#[derive(Debug, Parser)]
+#[command(name = "apscli", version, about, max_term_width = 100)]
+struct Cli {
+    /// The catalogue's folder [default: $APSCLI_METADATA, else ./metadata]
+    #[arg(long, global = true, value_name = "DIR")]
+    metadata: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a template or a service; exit status 0 success, 1 failure, 2 could not be run
+    Run(Box<run::Args>),
+    /// Check a template and say all that is wrong with it
+    Validate(inspect::ValidateArgs),
+    /// Draw a template's graph
+    Graph(inspect::GraphArgs),
+    /// List the services of the catalogue
+    List(catalogue::ListArgs),
+    /// Put a version of a service into the catalogue
+    Register(catalogue::RegisterArgs),
+    /// Take a service, or one version of it, out of the catalogue
+    Unregister(catalogue::UnregisterArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What every command gets.
+struct Context {
+    printer: Printer,
+    metadata: Option<PathBuf>,
+}
+
+impl Context {
+    fn catalogue(&self) -> Catalogue {
+        let named = self.metadata.clone();
+        let root = named.or_else(|| std::env::var_os("APSCLI_METADATA").map(PathBuf::from));
+        Catalogue::new(root.unwrap_or_else(|| PathBuf::from("metadata")))
+    }
+}
+
+/// Something that is wrong with what the user gave; all its causes are shown.
+type Failure = Box<dyn std::error::Error>;
+
+/// Runs the program.
+#[must_use]
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let printer = Printer::default();
+    let cli = match Cli::try_parse_from(legacy::translate(args)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(CANNOT_RUN) } else { ExitCode::SUCCESS };
+        }
+    };
+    let context = Context {
+        printer,
+        metadata: cli.metadata,
+    };
+    let done = match cli.command {
+        Command::Run(args) => run::run(&context, &args),
+        Command::Validate(args) => inspect::validate(&context, &args),
+        Command::Graph(args) => inspect::graph(&context, &args),
+        Command::List(args) => catalogue::list(&context, &args),
+        Command::Register(args) => catalogue::register(&context, &args),
+        Command::Unregister(args) => catalogue::unregister(&context, &args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "apscli", &mut script);
+            context.printer.data(&String::from_utf8_lossy(&script));
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    done.unwrap_or_else(|error| {
+        context.printer.error(error.as_ref());
+        ExitCode::from(CANNOT_RUN)
+    })
+}

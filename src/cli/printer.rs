@@ -1,0 +1,40 @@
+//! The only place that writes to the terminal: data to stdout, words to stderr.
+//!
+//! Must not decide what is worth saying.
+
+use std::error::Error;
+use std::io::{self, Write};
+
+/// Writes data and words.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Printer;
+
+impl Printer {
+    /// Data, to stdout. A reader that went away is no error.
+    #[allow(clippy::unused_self)]
+    pub fn data(&self, text: &str) {
+        let mut stdout = io::stdout().lock();
+        let _ = stdout.write_all(text.as_bytes());
+        if !text.ends_with('\n') {
+            let _ = stdout.write_all(b"\n");
+        }
+        let _ = stdout.flush();
+    }
+
+    /// A line of words, to stderr.
+    #[allow(clippy::unused_self)]
+    pub fn say(&self, text: &str) {
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+
+    /// An error with all its causes, each once.
+    pub fn error(&self, error: &dyn Error) {
+        let mut text = format!("error: {error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text.push_str(&format!("\n  because: {error}"));
+            cause = error.source();
+        }
+        self.say(&text);
+    }
+}

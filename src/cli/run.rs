@@ -1,0 +1,234 @@
+//! `apscli run`: a template or a service, on this machine.
+//!
+//! Must not read a template but once: what was read is pinned in the journal, and a resumed run
+//! goes on with that.
+
+use std::io::IsTerminal;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, ValueEnum};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::engine::name::Fqsn;
+use crate::engine::state::RunState;
+use crate::engine::step::{Limits, OnLost};
+use crate::executor::process::Surroundings;
+use crate::executor::python::Python;
+use crate::executor::spawn;
+use crate::local::journal::{Header, Journal};
+use crate::local::report::Report;
+use crate::local::{Driver, Options, Watch, logs};
+use crate::template::{Filling, Params, Template, duration, read_params};
+use crate::value::Value;
+use crate::value::json::{self, Dialect};
+
+use super::inspect::read_text;
+use super::watch::{Lines, Live, Silent, table};
+use super::{Context, Failure};
+
+/// Attempts at once without `--parallel`. Jobs in data centres mostly wait for other machines,
+/// so this is far above the cores of one.
+const PARALLEL: NonZeroUsize = match NonZeroUsize::new(64) {
+    Some(parallel) => parallel,
+    None => NonZeroUsize::MIN,
+};
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// The template to run
+    #[arg(long, value_name = "FILE", conflicts_with = "fqsn", required_unless_present_any = ["fqsn", "resume"])]
+    template: Option<PathBuf>,
+    /// The service to run, as oracle.peo.cloud.vm_allocation
+    #[arg(long)]
+    fqsn: Option<Fqsn>,
+    /// The service's version [default: the service's own default]
+    #[arg(long, requires = "fqsn")]
+    version: Option<String>,
+    /// A file of parameters, JSON or YAML
+    #[arg(long, value_name = "FILE", alias = "wp")]
+    params: Option<PathBuf>,
+    /// One parameter, over those of the file; the value is JSON, or else a text
+    #[arg(long = "param", value_name = "NAME=VALUE")]
+    param: Vec<String>,
+    /// What to print at the end
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Output,
+    /// Most nodes at once
+    #[arg(long, value_name = "N", default_value_t = PARALLEL)]
+    parallel: NonZeroUsize,
+    /// Longest time of the whole run, as 90, 30s, 5m, 1h30m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    timeout: Option<Duration>,
+    /// Time that a node has to end by itself when it is told to
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
+    grace: Duration,
+    /// The run's own folder, for logs and journal; new or empty [default: one in the user's state folder]
+    #[arg(long, value_name = "DIR")]
+    log_dir: Option<PathBuf>,
+    /// The python3 for api nodes [default: the active virtual environment's, else the PATH's]
+    #[arg(long, value_name = "FILE")]
+    python: Option<PathBuf>,
+    /// A module that the Python interpreter imports once, before all calls
+    #[arg(long, value_name = "MODULE")]
+    preload: Vec<String>,
+    /// Go on with a killed run, by its folder
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["template", "fqsn", "params", "param", "log_dir"])]
+    resume: Option<PathBuf>,
+    /// What becomes of nodes that ran when a run was killed
+    #[arg(long, value_enum, default_value_t)]
+    on_lost: Lost,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Output {
+    /// The whole result as JSON
+    Json,
+    /// A line a node
+    #[default]
+    Table,
+    /// Nothing
+    None,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Lost {
+    /// They end in Error: they may have done their work
+    #[default]
+    Fail,
+    /// They are tried again, up to 3 attempts
+    Retry,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
+    let (dir, header, recorded) = match &args.resume {
+        Some(dir) => {
+            let (journal, header, recorded) = Journal::open(dir)?;
+            (dir.clone(), header, Some((journal, recorded)))
+        }
+        None => (run_folder(args)?, header(context, args)?, None),
+    };
+    let template = Template::read(&header.source, &header.template)?;
+    let graph = Arc::new(template.graph(Filling::With(&header.params))?);
+
+    // Before anything has a second thread, and before the journal's lock can be inherited by
+    // the guard.
+    let resumed = match recorded {
+        Some((journal, recorded)) => {
+            let state = recorded.fold(&graph)?;
+            drop(journal);
+            Some(state)
+        }
+        None => None,
+    };
+    spawn::start_guard().map_err(|error| format!("cannot start the guard process: {error}"))?;
+    spawn::raise_open_files();
+    let logs = logs::folder(&dir);
+    std::fs::create_dir_all(&logs).map_err(|error| format!("cannot make {}: {error}", logs.display()))?;
+    let (journal, state) = match resumed {
+        Some(_) => {
+            // Read again under the lock that is now kept.
+            let (journal, _, recorded) = Journal::open(&dir)?;
+            (journal, recorded.fold(&graph)?)
+        }
+        None => (Journal::create(&dir, &header)?, RunState::new(&graph)),
+    };
+    let options = Options {
+        limits: Limits {
+            parallelism: Some(args.parallel),
+            timeout: args.timeout,
+            on_lost: match args.on_lost {
+                Lost::Fail => OnLost::Fail,
+                Lost::Retry => OnLost::Retry,
+            },
+        },
+        surroundings: Surroundings {
+            env: std::env::vars_os().collect(),
+            folder: header.folder.clone(),
+            grace: args.grace,
+        },
+        python: Python::new(args.python.clone(), args.preload.clone(), dir.join("python.log")),
+        dir: dir.clone(),
+    };
+    let mut watch: Box<dyn Watch> = match args.output {
+        Output::None => Box::new(Silent),
+        _ if std::io::stderr().is_terminal() => Box::new(Live::new(graph.len())),
+        _ => Box::new(Lines(context.printer)),
+    };
+    if !matches!(args.output, Output::None) {
+        context.printer.say(&format!("log: {}", dir.display()));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(args.parallel.get().saturating_add(8))
+        .thread_stack_size(1024 * 1024)
+        .build()
+        .map_err(|error| format!("cannot start the run: {error}"))?;
+    let driver = Driver::new(Arc::clone(&graph), state, journal, options, watch.as_mut());
+    let (state, verdict) = runtime.block_on(driver.run());
+    let verdict = verdict?;
+    match args.output {
+        Output::None => {}
+        Output::Table => context.printer.data(&table(&graph, &state, verdict.phase)),
+        Output::Json => {
+            let zone = TimeZone::system();
+            let report = Report {
+                graph: &graph,
+                state: &state,
+                verdict,
+                zone: &zone,
+            };
+            context.printer.data(&serde_json::to_string_pretty(&report)?);
+        }
+    }
+    let success = verdict.return_code == 1;
+    Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is to run, read once.
+fn header(context: &Context, args: &Args) -> Result<Header, Failure> {
+    let path = match (&args.template, &args.fqsn) {
+        (Some(template), _) => template.clone(),
+        (None, Some(fqsn)) => {
+            let service = context.catalogue().find(fqsn)?;
+            service.version(fqsn, args.version.as_deref())?.1.to_path_buf()
+        }
+        (None, None) => return Err("expected --template, --fqsn or --resume".into()),
+    };
+    let text = read_text(&path)?;
+    let absolute = std::path::absolute(&path)?;
+    let folder = absolute.parent().unwrap_or(Path::new("/")).to_path_buf();
+    let mut params = match &args.params {
+        Some(path) => read_params(&path.display().to_string(), &read_text(path)?)?,
+        None => Params::new(),
+    };
+    for param in &args.param {
+        let (name, value) = param
+            .split_once('=')
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(|| format!("--param {param}: expected NAME=VALUE"))?;
+        let value = match json::read(value, Dialect::Strict) {
+            Ok(tree) => tree.into_value(),
+            Err(_) => Value::from(value),
+        };
+        params.insert(name.to_owned(), value);
+    }
+    Ok(Header::new(path.display().to_string(), text, folder, params))
+}
+
+fn run_folder(args: &Args) -> Result<PathBuf, Failure> {
+    if let Some(dir) = &args.log_dir {
+        return Ok(dir.clone());
+    }
+    let state = std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| std::env::home_dir().map(|home| home.join(".local/state")))
+        .ok_or("there is no home folder for the run's log; expected --log-dir")?;
+    let time = Timestamp::now().strftime("%Y%m%dT%H%M%S");
+    Ok(state.join("apscli/runs").join(format!("{time}-{}", std::process::id())))
+}

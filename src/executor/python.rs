@@ -1,0 +1,509 @@
+//! The hand for `api`: a call of a Python function in a process of its own.
+//!
+//! One warm interpreter, the user's own `python3`, serves all calls of a run: it loads our
+//! extension module and forks a child for each call. The interpreter never sees what a call is
+//! about; request and result go between here and the child, through pipes.
+//!
+//! Must not import user code into the interpreter, but for modules that the user named
+//! (`preload`); must not trust what comes back.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType, recv, sendmsg, socketpair,
+};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::event::{Captured, Ending, Outcome};
+use crate::engine::spec::Api;
+use crate::executor::control::Control;
+use crate::executor::lines::LineParser;
+use crate::executor::process::{Source, Surroundings, open_log, read_until_end, sweep};
+use crate::executor::spawn::{self, Command};
+use crate::value::Value;
+use crate::value::json::{self, Dialect};
+
+const BOOTSTRAP: &str = include_str!("../python/bootstrap.py");
+const PROTOCOL: u32 = 1;
+const EXTENSION: &str = "libapscli_python.so";
+
+/// Which Python serves api nodes, and the interpreter once a call has needed it.
+#[derive(Clone, Debug)]
+pub struct Python(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    chosen: Option<PathBuf>,
+    preload: Vec<String>,
+    log: PathBuf,
+    interpreter: Mutex<Option<Arc<Interpreter>>>,
+}
+
+impl Python {
+    /// `chosen` is the user's word; none: the active virtual environment's, else `python3` on
+    /// the PATH. `log` takes what the interpreter itself has to say.
+    #[must_use]
+    pub fn new(chosen: Option<PathBuf>, preload: Vec<String>, log: PathBuf) -> Self {
+        Self(Arc::new(Inner {
+            chosen,
+            preload,
+            log,
+            interpreter: Mutex::new(None),
+        }))
+    }
+
+    /// Calls a function and says what came of it. Blocks.
+    #[must_use]
+    pub fn run(
+        &self,
+        api: &Api,
+        param: &[(String, Value)],
+        surroundings: &Surroundings,
+        log: &Path,
+        control: &Control,
+    ) -> Outcome {
+        self.try_run(api, param, surroundings, log, control)
+            .unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)))
+    }
+
+    fn try_run(
+        &self,
+        api: &Api,
+        param: &[(String, Value)],
+        surroundings: &Surroundings,
+        log: &Path,
+        control: &Control,
+    ) -> Result<Outcome, String> {
+        let request = request(api, param, surroundings)?;
+        let interpreter = self.interpreter(surroundings)?;
+        interpreter.call(&request, surroundings, log, control)
+    }
+
+    /// The interpreter, started by the first call, and again after it was lost.
+    fn interpreter(&self, surroundings: &Surroundings) -> Result<Arc<Interpreter>, String> {
+        let mut slot = lock(&self.0.interpreter);
+        if let Some(interpreter) = slot.as_ref().filter(|interpreter| interpreter.is_alive()) {
+            return Ok(Arc::clone(interpreter));
+        }
+        let program = self.program(surroundings)?;
+        let interpreter = Interpreter::start(&program, &self.0.preload, &self.0.log, surroundings)?;
+        *slot = Some(Arc::clone(&interpreter));
+        Ok(interpreter)
+    }
+
+    fn program(&self, surroundings: &Surroundings) -> Result<PathBuf, String> {
+        if let Some(chosen) = &self.0.chosen {
+            return Ok(chosen.clone());
+        }
+        if let Some(venv) = surroundings.lookup("VIRTUAL_ENV").filter(|venv| !venv.is_empty()) {
+            return Ok(Path::new(&venv).join("bin/python3"));
+        }
+        let path = surroundings.lookup("PATH").unwrap_or_default();
+        std::env::split_paths(&path)
+            .map(|entry| entry.join("python3"))
+            .find(|candidate| candidate.is_file())
+            .ok_or_else(|| "there is no python3 in the PATH; api nodes need one (or --python)".to_owned())
+    }
+}
+
+/// The extension module: where the user says, beside the program, or where packages put it.
+fn extension(surroundings: &Surroundings) -> Result<PathBuf, String> {
+    if let Some(path) = surroundings.lookup("APSCLI_PYTHON_EXTENSION") {
+        return Ok(path.into());
+    }
+    let program = std::env::current_exe().map_err(|error| format!("cannot tell where apscli is: {error}"))?;
+    let folder = program.parent().unwrap_or(Path::new("/"));
+    let places = [folder.join(EXTENSION), folder.join("../lib/apscli").join(EXTENSION)];
+    let found = places.iter().find(|place| place.is_file()).cloned();
+    found.ok_or_else(|| {
+        let [beside, library] = places.map(|place| place.display().to_string());
+        format!("the extension module for api nodes is missing: neither {beside} nor {library} exists (cargo build --workspace makes it)")
+    })
+}
+
+/// What a call's child is told.
+#[derive(Serialize)]
+struct Request<'a> {
+    module: &'a str,
+    function: &'a str,
+    path: Vec<String>,
+    env: BTreeMap<&'a str, String>,
+    param: Value,
+    cwd: Option<String>,
+}
+
+fn request(api: &Api, param: &[(String, Value)], surroundings: &Surroundings) -> Result<Vec<u8>, String> {
+    let text = |text: OsString| {
+        text.into_string()
+            .map_err(|text| format!("{:?} is not UTF-8, which a Python call needs", text))
+    };
+    let mut path = Vec::new();
+    for entry in &api.path {
+        let folder = surroundings
+            .path(entry)
+            .map_err(|error| format!("{error} (in action.path)"))?;
+        path.push(text(folder.into_os_string())?);
+    }
+    let mut env = BTreeMap::new();
+    for (name, value) in &api.env {
+        let value = value
+            .expand(|name| surroundings.lookup(name))
+            .map_err(|error| format!("{error} (in action.env.{name})"))?;
+        env.insert(name.as_str(), text(value)?);
+    }
+    let request = Request {
+        module: &api.module,
+        function: &api.function,
+        path,
+        env,
+        param: Value::Map(param.to_vec()),
+        cwd: None,
+    };
+    serde_json::to_vec(&request).map_err(|error| format!("the call cannot be written as JSON: {error}"))
+}
+
+/// What the interpreter says.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Message {
+    Ready { protocol: u32 },
+    Forked { call: u64, pid: i32 },
+    Refused { call: u64, error: String },
+    Ended {
+        call: u64,
+        exit_code: Option<i32>,
+        signal: Option<i32>,
+    },
+}
+
+/// A call that the interpreter has not reported as ended. Dropping it tells the caller.
+#[derive(Debug)]
+struct Pending {
+    replies: Sender<Message>,
+    /// The caller polls the other end: its end of file is the call's end.
+    _ends: OwnedFd,
+}
+
+/// A warm interpreter.
+#[derive(Debug)]
+struct Interpreter {
+    socket: OwnedFd,
+    next_call: AtomicU64,
+    /// None: the interpreter is gone.
+    calls: Mutex<Option<BTreeMap<u64, Pending>>>,
+}
+
+impl Drop for Interpreter {
+    fn drop(&mut self) {
+        // The reader holds the socket too; this ends both its wait and the interpreter.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
+}
+
+impl Interpreter {
+    fn start(
+        program: &Path,
+        preload: &[String],
+        log: &Path,
+        surroundings: &Surroundings,
+    ) -> Result<Arc<Self>, String> {
+        let extension = extension(surroundings)?;
+        let system = |error: rustix::io::Errno| format!("cannot start {}: {error}", program.display());
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(system)?;
+        let reader = ours.try_clone().map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        let interpreter = Arc::new(Self {
+            socket: ours,
+            next_call: AtomicU64::new(0),
+            calls: Mutex::new(Some(BTreeMap::new())),
+        });
+        let mut args = vec![program.as_os_str().as_bytes().to_vec(), b"-c".to_vec(), BOOTSTRAP.into()];
+        args.push(extension.into_os_string().as_bytes().to_vec());
+        args.push(theirs.as_raw_fd().to_string().into_bytes());
+        args.extend(preload.iter().map(|module| module.clone().into_bytes()));
+        let env = surroundings.env.iter().map(|(name, value)| {
+            let mut entry = name.as_bytes().to_vec();
+            entry.push(b'=');
+            entry.extend(value.as_bytes());
+            entry
+        });
+        let texts = |texts: Vec<Vec<u8>>| {
+            texts
+                .into_iter()
+                .map(CString::new)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|_| "python's command line would hold a zero byte".to_owned())
+        };
+        let start = Start {
+            program: CString::new(program.as_os_str().as_bytes())
+                .map_err(|_| "python's path holds a zero byte".to_owned())?,
+            args: texts(args)?,
+            env: texts(env.collect())?,
+            socket: theirs,
+            log: open_log(log)?,
+        };
+        let (ready, is_ready) = channel();
+        // The thread that starts the interpreter reads from it until its end, so it outlives it
+        // (see the room's head). It must not keep the interpreter's handle alive.
+        let weak = Arc::downgrade(&interpreter);
+        std::thread::Builder::new()
+            .name("python".to_owned())
+            .spawn(move || {
+                let child = match start.spawn() {
+                    Ok(child) => child,
+                    Err(error) => return drop(ready.send(Err(error.to_string()))),
+                };
+                while let Some(message) = receive(&reader) {
+                    if let Message::Ready { protocol } = message {
+                        let _ = ready.send(if protocol == PROTOCOL {
+                            Ok(())
+                        } else {
+                            Err(format!("the extension module speaks protocol {protocol}, expected {PROTOCOL}"))
+                        });
+                    } else if let Some(interpreter) = weak.upgrade() {
+                        interpreter.take(message);
+                    }
+                }
+                if let Some(interpreter) = weak.upgrade() {
+                    lock(&interpreter.calls).take();
+                }
+                drop(reader);
+                let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
+                spawn::forget(child.pid);
+            })
+            .map_err(|error| format!("cannot start a thread: {error}"))?;
+        match is_ready.recv() {
+            Ok(Ok(())) => Ok(interpreter),
+            Ok(Err(error)) => Err(format!("cannot start {}: {error}", program.display())),
+            Err(_) => Err(std::fs::read_to_string(log)
+                .ok()
+                .and_then(|text| text.lines().last().map(str::to_owned))
+                .unwrap_or_else(|| format!("{} ended before it could serve api nodes", program.display()))),
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        lock(&self.calls).is_some()
+    }
+
+    fn take(&self, message: Message) {
+        let mut calls = lock(&self.calls);
+        let Some(calls) = calls.as_mut() else { return };
+        let call = match &message {
+            Message::Ready { .. } => return,
+            Message::Forked { call, .. } | Message::Refused { call, .. } | Message::Ended { call, .. } => *call,
+        };
+        if let Message::Forked { .. } = message {
+            if let Some(pending) = calls.get(&call) {
+                let _ = pending.replies.send(message);
+            }
+        } else if let Some(pending) = calls.remove(&call) {
+            let _ = pending.replies.send(message);
+        }
+    }
+
+    fn call(
+        &self,
+        request: &[u8],
+        surroundings: &Surroundings,
+        log: &Path,
+        control: &Control,
+    ) -> Result<Outcome, String> {
+        let system = |error: rustix::io::Errno| format!("cannot make a pipe: {error}");
+        let (request_read, request_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
+        let (result, result_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
+        let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
+        let (ended, ends) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
+        let mut log = open_log(log)?;
+        let (replies, reply) = channel();
+        let call = self.next_call.fetch_add(1, Ordering::Relaxed);
+        match lock(&self.calls).as_mut() {
+            Some(calls) => calls.insert(call, Pending { replies, _ends: ends }),
+            None => return Ok(lost()),
+        };
+        let fds = [request_read.as_fd(), result_write.as_fd(), stdout_write.as_fd(), log.as_fd()];
+        let started = control.start(|| {
+            self.send(call, &fds)
+                .map_err(|error| format!("cannot ask python for a process: {error}"))?;
+            forked(&reply)
+        });
+        drop((request_read, result_write, stdout_write));
+        let group = match started {
+            Ok(Ok(Some(group))) => group,
+            Ok(Ok(None)) => return Ok(lost()),
+            Ok(Err(error)) => {
+                self.forget(call);
+                return Err(error);
+            }
+            Err(cause) => {
+                self.forget(call);
+                return Ok(Outcome::silent(Ending::Killed(cause)));
+            }
+        };
+        // The child reads all of it first; if it cannot, it has ended, and that is told below.
+        let _ = File::from(request_write).write_all(request);
+        let mut lines = LineParser::default();
+        let mut document = Vec::new();
+        read_until_end(
+            ended.as_fd(),
+            &mut [
+                Source::new(&stdout, &mut |bytes| {
+                    lines.push(bytes);
+                    let _ = log.write_all(bytes);
+                }),
+                Source::new(&result, &mut |bytes| document.extend_from_slice(bytes)),
+            ],
+        );
+        let (how, killed) = control.reap(|| reply.try_recv().ok());
+        if killed.is_some() {
+            sweep(group, surroundings.grace, control);
+        }
+        spawn::forget(group);
+        let mut captured = lines.finish();
+        let ending = match (killed, how) {
+            (Some(cause), _) => Ending::Killed(cause),
+            (None, Some(Message::Ended { exit_code, signal, .. })) => {
+                read_result(&document, &mut captured).unwrap_or_else(|| {
+                    let how = match (exit_code, signal) {
+                        (_, Some(signal)) => format!("was ended by signal {signal}"),
+                        (code, None) => format!("ended with exit code {}", code.unwrap_or(0)),
+                    };
+                    Ending::NoResult(format!("the Python process {how} before it gave a result"))
+                })
+            }
+            (None, _) => return Ok(lost()),
+        };
+        Ok(Outcome { ending, captured })
+    }
+
+    fn forget(&self, call: u64) {
+        if let Some(calls) = lock(&self.calls).as_mut() {
+            calls.remove(&call);
+        }
+    }
+
+    fn send(&self, call: u64, fds: &[BorrowedFd<'_>; 4]) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(fds));
+        let packet = format!("{{\"call\":{call}}}");
+        sendmsg(
+            &self.socket,
+            &[IoSlice::new(packet.as_bytes())],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )?;
+        Ok(())
+    }
+}
+
+/// What the interpreter's process is made of.
+struct Start {
+    program: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+    socket: OwnedFd,
+    log: File,
+}
+
+impl Start {
+    fn spawn(self) -> io::Result<spawn::Child> {
+        let no_input = File::open("/dev/null")?;
+        spawn::spawn(&Command {
+            program: self.program,
+            args: self.args,
+            env: self.env,
+            stdin: no_input.as_fd(),
+            stdout: self.log.as_fd(),
+            stderr: self.log.as_fd(),
+            inherit: Some(self.socket.as_fd()),
+        })
+    }
+}
+
+/// The process of a call; none: the interpreter is gone.
+fn forked(reply: &Receiver<Message>) -> Result<(Pid, Option<Pid>), String> {
+    match reply.recv() {
+        Ok(Message::Forked { pid, .. }) => {
+            let group = Pid::from_raw(pid).ok_or("python named no process")?;
+            spawn::remember(group);
+            Ok((group, Some(group)))
+        }
+        Ok(Message::Refused { error, .. }) => Err(format!("python cannot fork: {error}")),
+        _ => Err("the Python interpreter ended".to_owned()),
+    }
+}
+
+fn lost() -> Outcome {
+    let message = "the Python interpreter ended while it served this call".to_owned();
+    Outcome::silent(Ending::Lost(message))
+}
+
+fn receive(socket: &OwnedFd) -> Option<Message> {
+    let mut packet = vec![0; 64 * 1024];
+    loop {
+        match recv(socket, packet.as_mut_slice(), RecvFlags::empty()) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok((length, _)) if length > 0 => {
+                // What cannot be understood is the end: no call may wait for an answer that
+                // was thrown away.
+                return serde_json::from_slice(packet.get(..length)?).ok();
+            }
+            _ => return None,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads the child's result; none: it gave none that is whole.
+fn read_result(document: &[u8], captured: &mut Captured) -> Option<Ending> {
+    let text = std::str::from_utf8(document).ok()?;
+    let value = json::read(text, Dialect::Strict).ok()?.into_value();
+    if let Some(returned) = value.get("returned") {
+        let Some(Value::Number(code)) = returned.get("return_code") else { return None };
+        let code = code.parse().ok()?;
+        // What the function returns stands before what it printed.
+        for (name, field) in [
+            ("output", &mut captured.output),
+            ("err_msg", &mut captured.err_msg),
+            ("err_code", &mut captured.err_code),
+            ("info", &mut captured.info),
+        ] {
+            if let Some(value) = returned.get(name) {
+                *field = Some(value.clone());
+                captured.truncated.remove(name);
+            }
+        }
+        return Some(Ending::Returned(code));
+    }
+    let exception = value.get("exception")?;
+    let message = exception.get("err_msg").map(Value::to_plain_text).unwrap_or_default();
+    captured.err_msg = Some(Value::from(message.as_str()));
+    let raised = |kind: &Value| matches!(kind.to_plain_text().as_str(), "raised" | "bad_return" | "too_large");
+    Some(if exception.get("kind").is_none_or(raised) {
+        Ending::Exception(message)
+    } else {
+        Ending::NotStarted(message)
+    })
+}

@@ -1,0 +1,303 @@
+//! The journal of a run: one JSON object a line, appended and never changed. Its first line pins
+//! what runs (template, parameters, folder); every other is an event.
+//!
+//! A record is handed to the system before its decision is carried out, so a kill of apscli, at
+//! any moment, loses nothing. It is not forced to the disk for each record (that would cost more
+//! than starting a process): a crash of the whole machine may lose the last moments.
+//!
+//! A last line without its line feed was cut by a kill: it is dropped, and what it recorded was
+//! not begun. Anything else that cannot be read is an error: the journal is never guessed at.
+//!
+//! Must not decide anything.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::engine::event::{CancelCause, Event, KillCause, Outcome, Reason};
+use crate::engine::graph::Graph;
+use crate::engine::name::{Attempt, NodeName};
+use crate::engine::state::RunState;
+use crate::template::Params;
+
+/// The journal's format; a reader refuses others.
+const FORMAT: u32 = 1;
+
+/// What a run was started with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// [`FORMAT`] of the writer.
+    pub journal_format: u32,
+    /// The template's name in errors.
+    pub source: String,
+    /// The template's text.
+    pub template: String,
+    /// The folder that the template's relative paths are relative to.
+    pub folder: PathBuf,
+    /// The parameters.
+    pub params: Params,
+}
+
+impl Header {
+    /// A header in today's format.
+    #[must_use]
+    pub fn new(source: String, template: String, folder: PathBuf, params: Params) -> Self {
+        Self {
+            journal_format: FORMAT,
+            source,
+            template,
+            folder,
+            params,
+        }
+    }
+}
+
+/// An event as it is written: nodes by name.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Record {
+    RunStarted { at: Timestamp },
+    Cancelled { cause: CancelCause, at: Timestamp },
+    Suspended(bool),
+    Started { node: NodeName, attempt: Attempt, at: Timestamp },
+    Killing { node: NodeName, attempt: Attempt, cause: KillCause },
+    Ended { node: NodeName, attempt: Attempt, outcome: Outcome, at: Timestamp },
+    GivenUp { node: NodeName, at: Timestamp },
+    Skipped { node: NodeName, reason: Reason, at: Timestamp },
+}
+
+impl Record {
+    fn new(graph: &Graph, event: &Event) -> Self {
+        let name = |node| graph.name(node).clone();
+        match event.clone() {
+            Event::RunStarted { at } => Self::RunStarted { at },
+            Event::Cancelled { cause, at } => Self::Cancelled { cause, at },
+            Event::Suspended(suspended) => Self::Suspended(suspended),
+            Event::Started { node, attempt, at } => Self::Started { node: name(node), attempt, at },
+            Event::Killing { node, attempt, cause } => Self::Killing { node: name(node), attempt, cause },
+            Event::Ended { node, attempt, outcome, at } => Self::Ended { node: name(node), attempt, outcome, at },
+            Event::GivenUp { node, at } => Self::GivenUp { node: name(node), at },
+            Event::Skipped { node, reason, at } => Self::Skipped { node: name(node), reason, at },
+        }
+    }
+
+    fn event(self, graph: &Graph) -> Result<Event, String> {
+        let find = |name: NodeName| {
+            graph.find(name.as_str()).ok_or_else(|| format!("there is no node `{name}`"))
+        };
+        Ok(match self {
+            Self::RunStarted { at } => Event::RunStarted { at },
+            Self::Cancelled { cause, at } => Event::Cancelled { cause, at },
+            Self::Suspended(suspended) => Event::Suspended(suspended),
+            Self::Started { node, attempt, at } => Event::Started { node: find(node)?, attempt, at },
+            Self::Killing { node, attempt, cause } => Event::Killing { node: find(node)?, attempt, cause },
+            Self::Ended { node, attempt, outcome, at } => Event::Ended { node: find(node)?, attempt, outcome, at },
+            Self::GivenUp { node, at } => Event::GivenUp { node: find(node)?, at },
+            Self::Skipped { node, reason, at } => Event::Skipped { node: find(node)?, reason, at },
+        })
+    }
+}
+
+/// What is wrong with a journal.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The system refuses.
+    #[error("{}: {what}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Another apscli has it.
+    #[error("{}: another apscli is still running this; expected a run that was killed", .0.display())]
+    InUse(PathBuf),
+    /// A run was recorded here already.
+    #[error("{}: a run is recorded here already; use --resume to go on with it, or another folder", .0.display())]
+    Exists(PathBuf),
+    /// It cannot be read.
+    #[error("{}:{line}: {message}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong and what was expected.
+        message: String,
+    },
+}
+
+/// An open journal, locked against other runs as long as it is open.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    buffer: Vec<u8>,
+}
+
+/// The journal's file in a run's folder.
+#[must_use]
+pub fn path(dir: &Path) -> PathBuf {
+    dir.join("journal.jsonl")
+}
+
+impl Journal {
+    /// Begins the journal of a new run. Only its owner can read it: parameters may be secret.
+    pub fn create(dir: &Path, header: &Header) -> Result<Self, JournalError> {
+        let path = path(dir);
+        let opened = File::options()
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
+        let file = match opened {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(JournalError::Exists(path));
+            }
+            opened => opened.map_err(|source| JournalError::Io {
+                path: path.clone(),
+                what: "cannot create the journal",
+                source,
+            })?,
+        };
+        let mut journal = Self {
+            path,
+            file,
+            buffer: Vec::new(),
+        };
+        journal.lock()?;
+        journal.line(header)?;
+        journal.flush()?;
+        Ok(journal)
+    }
+
+    /// Opens the journal of a killed run: its header, and its lines to be folded by
+    /// [`Recorded::fold`].
+    pub fn open(dir: &Path) -> Result<(Self, Header, Recorded), JournalError> {
+        let path = path(dir);
+        let io_error = |what, source| JournalError::Io {
+            path: path.clone(),
+            what,
+            source,
+        };
+        let mut file = File::options()
+            .read(true)
+            .append(true)
+            .open(&path)
+            .map_err(|source| io_error("cannot open the journal", source))?;
+        let lock = Self {
+            path: path.clone(),
+            file: file.try_clone().map_err(|source| io_error("cannot open the journal", source))?,
+            buffer: Vec::new(),
+        };
+        lock.lock()?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)
+            .map_err(|source| io_error("cannot read the journal", source))?;
+        let whole = memchr::memrchr(b'\n', &bytes).map_or(0, |end| end + 1);
+        if whole < bytes.len() {
+            bytes.truncate(whole);
+            file.set_len(whole as u64)
+                .map_err(|source| io_error("cannot cut off the half-written last record", source))?;
+        }
+        let mut lines = bytes.split(|byte| *byte == b'\n');
+        let header: Header = lines
+            .next()
+            .and_then(|line| serde_json::from_slice(line).ok())
+            .filter(|header: &Header| header.journal_format == FORMAT)
+            .ok_or_else(|| JournalError::Unreadable {
+                path: path.clone(),
+                line: 1,
+                message: format!("this is no journal of format {FORMAT}"),
+            })?;
+        let recorded = Recorded { path, bytes };
+        Ok((lock, header, recorded))
+    }
+
+    fn lock(&self) -> Result<(), JournalError> {
+        match self.file.try_lock() {
+            Ok(()) => Ok(()),
+            Err(TryLockError::WouldBlock) => Err(JournalError::InUse(self.path.clone())),
+            Err(TryLockError::Error(source)) => Err(JournalError::Io {
+                path: self.path.clone(),
+                what: "cannot lock the journal",
+                source,
+            }),
+        }
+    }
+
+    fn line(&mut self, value: &impl Serialize) -> Result<(), JournalError> {
+        serde_json::to_writer(&mut self.buffer, value).map_err(|error| JournalError::Io {
+            path: self.path.clone(),
+            what: "cannot write the journal",
+            source: error.into(),
+        })?;
+        self.buffer.push(b'\n');
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), JournalError> {
+        let written = self.file.write_all(&self.buffer);
+        self.buffer.clear();
+        written.map_err(|source| JournalError::Io {
+            path: self.path.clone(),
+            what: "cannot write the journal",
+            source,
+        })
+    }
+
+    /// Appends events with one write.
+    pub fn append(&mut self, graph: &Graph, events: &[Event]) -> Result<(), JournalError> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        for event in events {
+            self.line(&Record::new(graph, event))?;
+        }
+        self.flush()
+    }
+
+    /// Forces what is written to the disk; at the end of a run.
+    pub fn sync(&self) {
+        // The result has been computed and is about to be shown; a disk that cannot sync does
+        // not change it.
+        let _ = self.file.sync_data();
+    }
+}
+
+/// The events of a journal, not folded yet.
+#[derive(Debug)]
+pub struct Recorded {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Recorded {
+    /// The state that the recorded events lead to.
+    pub fn fold(&self, graph: &Graph) -> Result<RunState, JournalError> {
+        let mut state = RunState::new(graph);
+        for (index, line) in self.bytes.split(|byte| *byte == b'\n').enumerate().skip(1) {
+            if line.is_empty() {
+                continue;
+            }
+            let unreadable = |message: String| JournalError::Unreadable {
+                path: self.path.clone(),
+                line: index + 1,
+                message,
+            };
+            let record: Record = serde_json::from_slice(line)
+                .map_err(|error| unreadable(format!("this record cannot be read: {error}")))?;
+            let event = record.event(graph).map_err(unreadable)?;
+            state
+                .fold(graph, &event)
+                .map_err(|error| unreadable(format!("this record cannot follow those before it: {error}")))?;
+        }
+        Ok(state)
+    }
+}

@@ -95,7 +95,9 @@ impl Catalogue {
     }
 
     fn category_stem(&self, fqsn: &Fqsn) -> PathBuf {
-        fqsn.category.iter().fold(self.root.clone(), |path, segment| path.join(segment))
+        fqsn.category
+            .iter()
+            .fold(self.root.clone(), |path, segment| path.join(segment))
     }
 
     /// The category file of a service, where there is one.
@@ -123,12 +125,19 @@ impl Catalogue {
         };
         let Some(path) = self.category_file(fqsn)? else {
             let file = self.category_stem(fqsn).with_extension("json");
-            return Err(not_found(format!("there is no category file {}", file.display())));
+            return Err(not_found(format!(
+                "there is no category file {}",
+                file.display()
+            )));
         };
         let entries = read_category(&path)?;
         let Some((_, entry)) = entries.iter().find(|(name, _)| *name == fqsn.service) else {
             let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
-            return Err(not_found(format!("{} has {}", path.display(), names.join(", "))));
+            return Err(not_found(format!(
+                "{} has {}",
+                path.display(),
+                names.join(", ")
+            )));
         };
         Ok(service(&path, &fqsn.service, entry)?)
     }
@@ -145,13 +154,18 @@ impl Catalogue {
             };
             for file in fs::read_dir(&folder).map_err(io_error)? {
                 let path = file.map_err(io_error)?.path();
-                let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
+                let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else {
+                    continue;
+                };
                 let name = format!("{prefix}{stem}.");
                 if path.is_dir() {
                     folders.push((path, name));
                     continue;
                 }
-                let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+                let ending = path
+                    .extension()
+                    .and_then(|ending| ending.to_str())
+                    .unwrap_or_default();
                 // Templates and parameter files may lie beside; only category files are read.
                 if !ENDINGS.contains(&ending) || stem.contains('.') {
                     continue;
@@ -187,13 +201,20 @@ impl Catalogue {
             if !entries.iter().any(|(name, _)| *name == fqsn.service) {
                 entries.push((fqsn.service.clone(), Value::Map(Vec::new())));
             }
-            let Some(Value::Map(entry)) =
-                entries.iter_mut().find(|(name, _)| *name == fqsn.service).map(|(_, entry)| entry)
+            let Some(Value::Map(entry)) = entries
+                .iter_mut()
+                .find(|(name, _)| *name == fqsn.service)
+                .map(|(_, entry)| entry)
             else {
                 return Err(refused("its entry is no object".to_owned()));
             };
-            let known = entry.iter().find(|(name, _)| name == "version").map(|(_, version)| version.to_plain_text());
-            let paths = entry.iter_mut().find(|(name, _)| name == "workflow_template_path");
+            let known = entry
+                .iter()
+                .find(|(name, _)| name == "version")
+                .map(|(_, version)| version.to_plain_text());
+            let paths = entry
+                .iter_mut()
+                .find(|(name, _)| name == "workflow_template_path");
             match paths.map(|(_, paths)| paths) {
                 None => {
                     let paths = Value::Map(vec![(new.version.clone(), template)]);
@@ -201,16 +222,23 @@ impl Catalogue {
                 }
                 Some(Value::Map(paths)) => {
                     if paths.iter().any(|(version, _)| *version == new.version) {
-                        return Err(refused(format!("version {} is registered already", new.version)));
+                        return Err(refused(format!(
+                            "version {} is registered already",
+                            new.version
+                        )));
                     }
                     paths.push((new.version.clone(), template));
                 }
                 Some(single) => {
                     let old = known.unwrap_or_else(|| "1.0".to_owned());
                     if old == new.version {
-                        return Err(refused(format!("version {} is registered already", new.version)));
+                        return Err(refused(format!(
+                            "version {} is registered already",
+                            new.version
+                        )));
                     }
-                    *single = Value::Map(vec![(old, single.clone()), (new.version.clone(), template)]);
+                    *single =
+                        Value::Map(vec![(old, single.clone()), (new.version.clone(), template)]);
                 }
             }
             let mut set = |name: &str, value: Option<&String>| {
@@ -244,7 +272,9 @@ impl Catalogue {
                 entries.remove(index);
                 return Ok(());
             };
-            let Some((_, entry)) = entries.get_mut(index) else { return Ok(()) };
+            let Some((_, entry)) = entries.get_mut(index) else {
+                return Ok(());
+            };
             let found = service(path, &fqsn.service, entry)?;
             if !found.templates.contains_key(version) {
                 return Err(not_found(format!("it has no version {version}")));
@@ -256,7 +286,9 @@ impl Catalogue {
             if found.default_version.as_deref() == Some(version) {
                 return Err(CatalogueError::Refused {
                     fqsn: fqsn.clone(),
-                    why: format!("version {version} is its default; register another default first"),
+                    why: format!(
+                        "version {version} is its default; register another default first"
+                    ),
                 });
             }
             if let Value::Map(fields) = entry {
@@ -287,14 +319,18 @@ impl Catalogue {
             fs::create_dir_all(&folder).map_err(io_error(&folder, "cannot make the folder"))?;
         }
         let lock = File::open(&folder).map_err(io_error(&folder, "cannot open the folder"))?;
-        lock.lock().map_err(io_error(&folder, "cannot lock the folder"))?;
+        lock.lock()
+            .map_err(io_error(&folder, "cannot lock the folder"))?;
         let path = match self.category_file(fqsn)? {
             Some(path) => path,
             None if create => stem.with_extension("json"),
             None => {
                 return Err(CatalogueError::NotFound {
                     fqsn: fqsn.clone(),
-                    why: format!("there is no category file {}", stem.with_extension("json").display()),
+                    why: format!(
+                        "there is no category file {}",
+                        stem.with_extension("json").display()
+                    ),
                 });
             }
         };
@@ -304,7 +340,11 @@ impl Catalogue {
                 why: format!("{} is YAML, which is changed by hand", path.display()),
             });
         }
-        let mut entries = if path.is_file() { read_category(&path)? } else { Vec::new() };
+        let mut entries = if path.is_file() {
+            read_category(&path)?
+        } else {
+            Vec::new()
+        };
         change(&path, &mut entries)?;
         let mut text = serde_json::to_string_pretty(&Value::Map(entries))
             .map_err(|error| io_error(&path, "cannot write the category file")(error.into()))?;
@@ -325,7 +365,11 @@ impl Catalogue {
 
 impl Service {
     /// A version and its template: the one asked for, else the default.
-    pub fn version(&self, fqsn: &Fqsn, asked: Option<&str>) -> Result<(&str, &Path), CatalogueError> {
+    pub fn version(
+        &self,
+        fqsn: &Fqsn,
+        asked: Option<&str>,
+    ) -> Result<(&str, &Path), CatalogueError> {
         let versions = || {
             let versions: Vec<&str> = self.templates.keys().map(String::as_str).collect();
             format!("its versions are {}", versions.join(", "))
@@ -378,15 +422,28 @@ fn problem(source: impl Into<String>, path: &str, message: String) -> Problems {
 
 fn service(file: &Path, name: &str, entry: &Value) -> Result<Service, Problems> {
     let wrong = |field: &str, message: String| {
-        problem(file.display().to_string(), &format!("{name}{field}"), message)
+        problem(
+            file.display().to_string(),
+            &format!("{name}{field}"),
+            message,
+        )
     };
     if !matches!(entry, Value::Map(_)) {
-        return Err(wrong("", format!("found {}; expected an object with workflow_template_path", entry.kind())));
+        return Err(wrong(
+            "",
+            format!(
+                "found {}; expected an object with workflow_template_path",
+                entry.kind()
+            ),
+        ));
     }
     let text = |field: &str| match entry.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(value @ (Value::String(_) | Value::Number(_))) => Ok(Some(value.to_plain_text())),
-        Some(other) => Err(wrong(&format!(".{field}"), format!("found {}; expected a text", other.kind()))),
+        Some(other) => Err(wrong(
+            &format!(".{field}"),
+            format!("found {}; expected a text", other.kind()),
+        )),
     };
     let version = text("version")?;
     let folder = file.parent().unwrap_or(Path::new(""));
@@ -400,7 +457,10 @@ fn service(file: &Path, name: &str, entry: &Value) -> Result<Service, Problems> 
             for (version, path) in paths {
                 let Value::String(path) = path else {
                     let field = format!(".workflow_template_path.{version}");
-                    return Err(wrong(&field, format!("found {}; expected a path", path.kind())));
+                    return Err(wrong(
+                        &field,
+                        format!("found {}; expected a path", path.kind()),
+                    ));
                 };
                 templates.insert(version.clone(), folder.join(path));
             }
@@ -410,7 +470,13 @@ fn service(file: &Path, name: &str, entry: &Value) -> Result<Service, Problems> 
             return Err(wrong(".workflow_template_path", message));
         }
     }
-    let only = || if templates.len() == 1 { templates.keys().next().cloned() } else { None };
+    let only = || {
+        if templates.len() == 1 {
+            templates.keys().next().cloned()
+        } else {
+            None
+        }
+    };
     let default_version = text("default_version")?
         .or_else(|| version.filter(|version| templates.contains_key(version)))
         .or_else(only);

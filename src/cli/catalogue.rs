@@ -56,15 +56,30 @@ pub(super) struct UnregisterArgs {
 
 pub(super) fn list(context: &Context, args: &ListArgs) -> Result<ExitCode, Failure> {
     let services = context.catalogue().list()?;
-    let wanted = |name: &str| args.fqsn.as_ref().is_none_or(|prefix| name.starts_with(prefix.as_str()));
+    let wanted = |name: &str| {
+        args.fqsn
+            .as_ref()
+            .is_none_or(|prefix| name.starts_with(prefix.as_str()))
+    };
     let rows: Vec<_> = services.iter().filter(|(name, _)| wanted(name)).collect();
-    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(7);
-    let mut text = format!("{:width$}  {:10}  {:20}  DESCRIPTION\n", "SERVICE", "DEFAULT", "VERSIONS");
+    let width = rows
+        .iter()
+        .map(|(name, _)| name.len())
+        .max()
+        .unwrap_or(0)
+        .max(7);
+    let mut text = format!(
+        "{:width$}  {:10}  {:20}  DESCRIPTION\n",
+        "SERVICE", "DEFAULT", "VERSIONS"
+    );
     for (name, service) in rows {
         let versions: Vec<&str> = service.templates.keys().map(String::as_str).collect();
         let default = service.default_version.as_deref().unwrap_or("-");
         let desc = service.desc.as_deref().unwrap_or("");
-        let row = format!("{name:width$}  {default:10}  {:20}  {desc}", versions.join(","));
+        let row = format!(
+            "{name:width$}  {default:10}  {:20}  {desc}",
+            versions.join(",")
+        );
         let _ = writeln!(text, "{}", row.trim_end());
     }
     context.printer.data(&text);
@@ -82,13 +97,23 @@ pub(super) fn register(context: &Context, args: &RegisterArgs) -> Result<ExitCod
         default_version: args.default_version.clone(),
     };
     context.catalogue().register(&args.fqsn, &new)?;
-    context.printer.say(&format!("registered {} version {}", args.fqsn, args.version));
+    context.printer.say(&format!(
+        "registered {} version {}",
+        args.fqsn, args.version
+    ));
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn unregister(context: &Context, args: &UnregisterArgs) -> Result<ExitCode, Failure> {
-    context.catalogue().unregister(&args.fqsn, args.version.as_deref())?;
-    let what = args.version.as_ref().map_or(String::new(), |version| format!(" version {version}"));
-    context.printer.say(&format!("unregistered {}{what}", args.fqsn));
+    context
+        .catalogue()
+        .unregister(&args.fqsn, args.version.as_deref())?;
+    let what = args
+        .version
+        .as_ref()
+        .map_or(String::new(), |version| format!(" version {version}"));
+    context
+        .printer
+        .say(&format!("unregistered {}{what}", args.fqsn));
     Ok(ExitCode::SUCCESS)
 }

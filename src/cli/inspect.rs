@@ -47,7 +47,10 @@ pub(super) fn validate(context: &Context, args: &ValidateArgs) -> Result<ExitCod
     let graph = graph_of(&args.template, args.params.as_deref())?;
     let nodes = graph.len();
     let plural = if nodes == 1 { "node" } else { "nodes" };
-    context.printer.say(&format!("{}: valid, {nodes} {plural}", args.template.display()));
+    context.printer.say(&format!(
+        "{}: valid, {nodes} {plural}",
+        args.template.display()
+    ));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -75,9 +78,15 @@ fn graph_of(template: &Path, params: Option<&Path>) -> Result<Graph, Failure> {
 
 /// Reads a text file of the user's.
 pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
-    let bytes = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let bytes =
+        std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        format!("{}: byte {} is no UTF-8; expected a text", path.display(), at + 1).into()
+        format!(
+            "{}: byte {} is no UTF-8; expected a text",
+            path.display(),
+            at + 1
+        )
+        .into()
     })
 }

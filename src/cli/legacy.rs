@@ -6,9 +6,11 @@ use std::ffi::OsString;
 
 /// Turns the original's form into today's; all else comes back as it is.
 pub(super) fn translate(args: Vec<OsString>) -> Vec<OsString> {
-    let is_legacy = args
-        .get(1)
-        .is_some_and(|first| ["-wt", "-wp", "-fqsn", "-po"].iter().any(|flag| first == flag));
+    let is_legacy = args.get(1).is_some_and(|first| {
+        ["-wt", "-wp", "-fqsn", "-po"]
+            .iter()
+            .any(|flag| first == flag)
+    });
     if !is_legacy {
         return args;
     }

@@ -79,7 +79,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(CANNOT_RUN) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(CANNOT_RUN)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     let context = Context {

@@ -128,7 +128,8 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
     spawn::start_guard().map_err(|error| format!("cannot start the guard process: {error}"))?;
     spawn::raise_open_files();
     let logs = logs::folder(&dir);
-    std::fs::create_dir_all(&logs).map_err(|error| format!("cannot make {}: {error}", logs.display()))?;
+    std::fs::create_dir_all(&logs)
+        .map_err(|error| format!("cannot make {}: {error}", logs.display()))?;
     let (journal, state) = match resumed {
         Some(_) => {
             // Read again under the lock that is now kept.
@@ -151,7 +152,11 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
             folder: header.folder.clone(),
             grace: args.grace,
         },
-        python: Python::new(args.python.clone(), args.preload.clone(), dir.join("python.log")),
+        python: Python::new(
+            args.python.clone(),
+            args.preload.clone(),
+            dir.join("python.log"),
+        ),
         dir: dir.clone(),
     };
     let mut watch: Box<dyn Watch> = match args.output {
@@ -182,11 +187,17 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
                 verdict,
                 zone: &zone,
             };
-            context.printer.data(&serde_json::to_string_pretty(&report)?);
+            context
+                .printer
+                .data(&serde_json::to_string_pretty(&report)?);
         }
     }
     let success = verdict.return_code == 1;
-    Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if success {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// What is to run, read once.
@@ -195,7 +206,10 @@ fn header(context: &Context, args: &Args) -> Result<Header, Failure> {
         (Some(template), _) => template.clone(),
         (None, Some(fqsn)) => {
             let service = context.catalogue().find(fqsn)?;
-            service.version(fqsn, args.version.as_deref())?.1.to_path_buf()
+            service
+                .version(fqsn, args.version.as_deref())?
+                .1
+                .to_path_buf()
         }
         (None, None) => return Err("expected --template, --fqsn or --resume".into()),
     };
@@ -217,7 +231,12 @@ fn header(context: &Context, args: &Args) -> Result<Header, Failure> {
         };
         params.insert(name.to_owned(), value);
     }
-    Ok(Header::new(path.display().to_string(), text, folder, params))
+    Ok(Header::new(
+        path.display().to_string(),
+        text,
+        folder,
+        params,
+    ))
 }
 
 fn run_folder(args: &Args) -> Result<PathBuf, Failure> {
@@ -230,5 +249,7 @@ fn run_folder(args: &Args) -> Result<PathBuf, Failure> {
         .or_else(|| std::env::home_dir().map(|home| home.join(".local/state")))
         .ok_or("there is no home folder for the run's log; expected --log-dir")?;
     let time = Timestamp::now().strftime("%Y%m%dT%H%M%S");
-    Ok(state.join("apscli/runs").join(format!("{time}-{}", std::process::id())))
+    Ok(state
+        .join("apscli/runs")
+        .join(format!("{time}-{}", std::process::id())))
 }

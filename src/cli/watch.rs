@@ -31,8 +31,14 @@ impl Watch for Lines {
         match event {
             Event::Cancelled { .. } => self.0.say("the run is being cancelled"),
             Event::Started { node, .. } => self.0.say(&format!("{}: started", graph.name(*node))),
-            Event::Ended { node, .. } | Event::Skipped { node, .. } | Event::GivenUp { node, .. } => {
-                self.0.say(&format!("{}: {}", graph.name(*node), told(state.node(*node))));
+            Event::Ended { node, .. }
+            | Event::Skipped { node, .. }
+            | Event::GivenUp { node, .. } => {
+                self.0.say(&format!(
+                    "{}: {}",
+                    graph.name(*node),
+                    told(state.node(*node))
+                ));
             }
             Event::RunStarted { .. } | Event::Suspended(_) | Event::Killing { .. } => {}
         }
@@ -49,8 +55,16 @@ pub(super) fn told(state: &NodeState) -> String {
                 let seconds = finished.ended.duration_since(start).as_secs_f64();
                 format!(" in {seconds:.1} s")
             });
-            let why = finished.reason.as_ref().map(|reason| format!(" ({})", reason.message));
-            format!("{}{}{}", finished.phase, took.unwrap_or_default(), why.unwrap_or_default())
+            let why = finished
+                .reason
+                .as_ref()
+                .map(|reason| format!(" ({})", reason.message));
+            format!(
+                "{}{}{}",
+                finished.phase,
+                took.unwrap_or_default(),
+                why.unwrap_or_default()
+            )
         }
         NodeState::Lost { message, .. } => format!("lost ({message})"),
         other => other.phase().to_string(),
@@ -83,7 +97,9 @@ impl Watch for Live {
         let Some(node) = event.node() else { return };
         match event {
             Event::Started { .. } => {
-                let bar = self.bars.insert_before(&self.total, ProgressBar::new_spinner());
+                let bar = self
+                    .bars
+                    .insert_before(&self.total, ProgressBar::new_spinner());
                 let style = ProgressStyle::with_template("{spinner} {prefix}  {elapsed}");
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
                 bar.set_prefix(graph.name(node).to_string());
@@ -126,20 +142,45 @@ pub(super) fn table(graph: &Graph, state: &RunState, phase: Phase) -> String {
         .max()
         .unwrap_or(0)
         .clamp(4, 60);
-    let mut text = format!("{:width$}  {:9}  {:>8}  DETAIL\n", "NODE", "PHASE", "SECONDS");
+    let mut text = format!(
+        "{:width$}  {:9}  {:>8}  DETAIL\n",
+        "NODE", "PHASE", "SECONDS"
+    );
     for (node, node_state) in state.iter() {
         let (mut seconds, mut detail) = (String::new(), String::new());
         if let NodeState::Finished(finished) = node_state {
             if let Some((_, start)) = finished.ran {
                 seconds = format!("{:.1}", finished.ended.duration_since(start).as_secs_f64());
             }
-            let said = [&finished.captured.err_msg, &finished.captured.output, &finished.captured.info];
-            let said = said.into_iter().flatten().next().map(crate::value::Value::to_plain_text);
-            let why = finished.reason.as_ref().map(|reason| reason.message.clone());
+            let said = [
+                &finished.captured.err_msg,
+                &finished.captured.output,
+                &finished.captured.info,
+            ];
+            let said = said
+                .into_iter()
+                .flatten()
+                .next()
+                .map(crate::value::Value::to_plain_text);
+            let why = finished
+                .reason
+                .as_ref()
+                .map(|reason| reason.message.clone());
             let parts: Vec<String> = [why, said].into_iter().flatten().collect();
-            detail = parts.join("; ").lines().next().unwrap_or_default().chars().take(100).collect();
+            detail = parts
+                .join("; ")
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .chars()
+                .take(100)
+                .collect();
         }
-        let row = format!("{:width$}  {:9}  {seconds:>8}  {detail}", graph.name(node).as_str(), node_state.phase().to_string());
+        let row = format!(
+            "{:width$}  {:9}  {seconds:>8}  {detail}",
+            graph.name(node).as_str(),
+            node_state.phase().to_string()
+        );
         let _ = writeln!(text, "{}", row.trim_end());
     }
     let _ = writeln!(text, "run: {phase}");

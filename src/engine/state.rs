@@ -411,8 +411,10 @@ impl RunState {
                 }
             }
             Event::Cancelled { cause, .. } => {
-                // One-way: the first cause stays.
-                self.cancelled.get_or_insert(*cause);
+                // One-way: the first cause stays. A run that is over stays as it ended.
+                if self.finished < graph.len() {
+                    self.cancelled.get_or_insert(*cause);
+                }
             }
             Event::Suspended(suspended) => self.suspended = *suspended,
             Event::Started { node, .. }

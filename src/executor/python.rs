@@ -108,14 +108,19 @@ impl Python {
         if let Some(chosen) = &self.0.chosen {
             return Ok(chosen.clone());
         }
-        if let Some(venv) = surroundings.lookup("VIRTUAL_ENV").filter(|venv| !venv.is_empty()) {
+        if let Some(venv) = surroundings
+            .lookup("VIRTUAL_ENV")
+            .filter(|venv| !venv.is_empty())
+        {
             return Ok(Path::new(&venv).join("bin/python3"));
         }
         let path = surroundings.lookup("PATH").unwrap_or_default();
         std::env::split_paths(&path)
             .map(|entry| entry.join("python3"))
             .find(|candidate| candidate.is_file())
-            .ok_or_else(|| "there is no python3 in the PATH; api nodes need one (or --python)".to_owned())
+            .ok_or_else(|| {
+                "there is no python3 in the PATH; api nodes need one (or --python)".to_owned()
+            })
     }
 }
 
@@ -124,9 +129,13 @@ fn extension(surroundings: &Surroundings) -> Result<PathBuf, String> {
     if let Some(path) = surroundings.lookup("APSCLI_PYTHON_EXTENSION") {
         return Ok(path.into());
     }
-    let program = std::env::current_exe().map_err(|error| format!("cannot tell where apscli is: {error}"))?;
+    let program =
+        std::env::current_exe().map_err(|error| format!("cannot tell where apscli is: {error}"))?;
     let folder = program.parent().unwrap_or(Path::new("/"));
-    let places = [folder.join(EXTENSION), folder.join("../lib/apscli").join(EXTENSION)];
+    let places = [
+        folder.join(EXTENSION),
+        folder.join("../lib/apscli").join(EXTENSION),
+    ];
     let found = places.iter().find(|place| place.is_file()).cloned();
     found.ok_or_else(|| {
         let [beside, library] = places.map(|place| place.display().to_string());
@@ -145,7 +154,11 @@ struct Request<'a> {
     cwd: Option<String>,
 }
 
-fn request(api: &Api, param: &[(String, Value)], surroundings: &Surroundings) -> Result<Vec<u8>, String> {
+fn request(
+    api: &Api,
+    param: &[(String, Value)],
+    surroundings: &Surroundings,
+) -> Result<Vec<u8>, String> {
     let text = |text: OsString| {
         text.into_string()
             .map_err(|text| format!("{:?} is not UTF-8, which a Python call needs", text))
@@ -172,16 +185,25 @@ fn request(api: &Api, param: &[(String, Value)], surroundings: &Surroundings) ->
         param: Value::Map(param.to_vec()),
         cwd: None,
     };
-    serde_json::to_vec(&request).map_err(|error| format!("the call cannot be written as JSON: {error}"))
+    serde_json::to_vec(&request)
+        .map_err(|error| format!("the call cannot be written as JSON: {error}"))
 }
 
 /// What the interpreter says.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Message {
-    Ready { protocol: u32 },
-    Forked { call: u64, pid: i32 },
-    Refused { call: u64, error: String },
+    Ready {
+        protocol: u32,
+    },
+    Forked {
+        call: u64,
+        pid: i32,
+    },
+    Refused {
+        call: u64,
+        error: String,
+    },
     Ended {
         call: u64,
         exit_code: Option<i32>,
@@ -221,7 +243,8 @@ impl Interpreter {
         surroundings: &Surroundings,
     ) -> Result<Arc<Self>, String> {
         let extension = extension(surroundings)?;
-        let system = |error: rustix::io::Errno| format!("cannot start {}: {error}", program.display());
+        let system =
+            |error: rustix::io::Errno| format!("cannot start {}: {error}", program.display());
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -229,13 +252,19 @@ impl Interpreter {
             None,
         )
         .map_err(system)?;
-        let reader = ours.try_clone().map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        let reader = ours
+            .try_clone()
+            .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
         let interpreter = Arc::new(Self {
             socket: ours,
             next_call: AtomicU64::new(0),
             calls: Mutex::new(Some(BTreeMap::new())),
         });
-        let mut args = vec![program.as_os_str().as_bytes().to_vec(), b"-c".to_vec(), BOOTSTRAP.into()];
+        let mut args = vec![
+            program.as_os_str().as_bytes().to_vec(),
+            b"-c".to_vec(),
+            BOOTSTRAP.into(),
+        ];
         args.push(extension.into_os_string().as_bytes().to_vec());
         args.push(theirs.as_raw_fd().to_string().into_bytes());
         args.extend(preload.iter().map(|module| module.clone().into_bytes()));
@@ -296,7 +325,12 @@ impl Interpreter {
             Err(_) => Err(std::fs::read_to_string(log)
                 .ok()
                 .and_then(|text| text.lines().last().map(str::to_owned))
-                .unwrap_or_else(|| format!("{} ended before it could serve api nodes", program.display()))),
+                .unwrap_or_else(|| {
+                    format!(
+                        "{} ended before it could serve api nodes",
+                        program.display()
+                    )
+                })),
         }
     }
 
@@ -309,7 +343,9 @@ impl Interpreter {
         let Some(calls) = calls.as_mut() else { return };
         let call = match &message {
             Message::Ready { .. } => return,
-            Message::Forked { call, .. } | Message::Refused { call, .. } | Message::Ended { call, .. } => *call,
+            Message::Forked { call, .. }
+            | Message::Refused { call, .. }
+            | Message::Ended { call, .. } => *call,
         };
         if let Message::Forked { .. } = message {
             if let Some(pending) = calls.get(&call) {
@@ -336,10 +372,21 @@ impl Interpreter {
         let (replies, reply) = channel();
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         match lock(&self.calls).as_mut() {
-            Some(calls) => calls.insert(call, Pending { replies, _ends: ends }),
+            Some(calls) => calls.insert(
+                call,
+                Pending {
+                    replies,
+                    _ends: ends,
+                },
+            ),
             None => return Ok(lost()),
         };
-        let fds = [request_read.as_fd(), result_write.as_fd(), stdout_write.as_fd(), log.as_fd()];
+        let fds = [
+            request_read.as_fd(),
+            result_write.as_fd(),
+            stdout_write.as_fd(),
+            log.as_fd(),
+        ];
         let started = control.start(|| {
             self.send(call, &fds)
                 .map_err(|error| format!("cannot ask python for a process: {error}"))?;
@@ -380,15 +427,18 @@ impl Interpreter {
         let mut captured = lines.finish();
         let ending = match (killed, how) {
             (Some(cause), _) => Ending::Killed(cause),
-            (None, Some(Message::Ended { exit_code, signal, .. })) => {
-                read_result(&document, &mut captured).unwrap_or_else(|| {
-                    let how = match (exit_code, signal) {
-                        (_, Some(signal)) => format!("was ended by signal {signal}"),
-                        (code, None) => format!("ended with exit code {}", code.unwrap_or(0)),
-                    };
-                    Ending::NoResult(format!("the Python process {how} before it gave a result"))
-                })
-            }
+            (
+                None,
+                Some(Message::Ended {
+                    exit_code, signal, ..
+                }),
+            ) => read_result(&document, &mut captured).unwrap_or_else(|| {
+                let how = match (exit_code, signal) {
+                    (_, Some(signal)) => format!("was ended by signal {signal}"),
+                    (code, None) => format!("ended with exit code {}", code.unwrap_or(0)),
+                };
+                Ending::NoResult(format!("the Python process {how} before it gave a result"))
+            }),
             (None, _) => return Ok(lost()),
         };
         Ok(Outcome { ending, captured })
@@ -481,7 +531,9 @@ fn read_result(document: &[u8], captured: &mut Captured) -> Option<Ending> {
     let text = std::str::from_utf8(document).ok()?;
     let value = json::read(text, Dialect::Strict).ok()?.into_value();
     if let Some(returned) = value.get("returned") {
-        let Some(Value::Number(code)) = returned.get("return_code") else { return None };
+        let Some(Value::Number(code)) = returned.get("return_code") else {
+            return None;
+        };
         let code = code.parse().ok()?;
         // What the function returns stands before what it printed.
         for (name, field) in [
@@ -498,9 +550,17 @@ fn read_result(document: &[u8], captured: &mut Captured) -> Option<Ending> {
         return Some(Ending::Returned(code));
     }
     let exception = value.get("exception")?;
-    let message = exception.get("err_msg").map(Value::to_plain_text).unwrap_or_default();
+    let message = exception
+        .get("err_msg")
+        .map(Value::to_plain_text)
+        .unwrap_or_default();
     captured.err_msg = Some(Value::from(message.as_str()));
-    let raised = |kind: &Value| matches!(kind.to_plain_text().as_str(), "raised" | "bad_return" | "too_large");
+    let raised = |kind: &Value| {
+        matches!(
+            kind.to_plain_text().as_str(),
+            "raised" | "bad_return" | "too_large"
+        )
+    };
     Some(if exception.get("kind").is_none_or(raised) {
         Ending::Exception(message)
     } else {

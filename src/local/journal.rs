@@ -60,14 +60,39 @@ impl Header {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Record {
-    RunStarted { at: Timestamp },
-    Cancelled { cause: CancelCause, at: Timestamp },
+    RunStarted {
+        at: Timestamp,
+    },
+    Cancelled {
+        cause: CancelCause,
+        at: Timestamp,
+    },
     Suspended(bool),
-    Started { node: NodeName, attempt: Attempt, at: Timestamp },
-    Killing { node: NodeName, attempt: Attempt, cause: KillCause },
-    Ended { node: NodeName, attempt: Attempt, outcome: Outcome, at: Timestamp },
-    GivenUp { node: NodeName, at: Timestamp },
-    Skipped { node: NodeName, reason: Reason, at: Timestamp },
+    Started {
+        node: NodeName,
+        attempt: Attempt,
+        at: Timestamp,
+    },
+    Killing {
+        node: NodeName,
+        attempt: Attempt,
+        cause: KillCause,
+    },
+    Ended {
+        node: NodeName,
+        attempt: Attempt,
+        outcome: Outcome,
+        at: Timestamp,
+    },
+    GivenUp {
+        node: NodeName,
+        at: Timestamp,
+    },
+    Skipped {
+        node: NodeName,
+        reason: Reason,
+        at: Timestamp,
+    },
 }
 
 impl Record {
@@ -77,27 +102,87 @@ impl Record {
             Event::RunStarted { at } => Self::RunStarted { at },
             Event::Cancelled { cause, at } => Self::Cancelled { cause, at },
             Event::Suspended(suspended) => Self::Suspended(suspended),
-            Event::Started { node, attempt, at } => Self::Started { node: name(node), attempt, at },
-            Event::Killing { node, attempt, cause } => Self::Killing { node: name(node), attempt, cause },
-            Event::Ended { node, attempt, outcome, at } => Self::Ended { node: name(node), attempt, outcome, at },
-            Event::GivenUp { node, at } => Self::GivenUp { node: name(node), at },
-            Event::Skipped { node, reason, at } => Self::Skipped { node: name(node), reason, at },
+            Event::Started { node, attempt, at } => Self::Started {
+                node: name(node),
+                attempt,
+                at,
+            },
+            Event::Killing {
+                node,
+                attempt,
+                cause,
+            } => Self::Killing {
+                node: name(node),
+                attempt,
+                cause,
+            },
+            Event::Ended {
+                node,
+                attempt,
+                outcome,
+                at,
+            } => Self::Ended {
+                node: name(node),
+                attempt,
+                outcome,
+                at,
+            },
+            Event::GivenUp { node, at } => Self::GivenUp {
+                node: name(node),
+                at,
+            },
+            Event::Skipped { node, reason, at } => Self::Skipped {
+                node: name(node),
+                reason,
+                at,
+            },
         }
     }
 
     fn event(self, graph: &Graph) -> Result<Event, String> {
         let find = |name: NodeName| {
-            graph.find(name.as_str()).ok_or_else(|| format!("there is no node `{name}`"))
+            graph
+                .find(name.as_str())
+                .ok_or_else(|| format!("there is no node `{name}`"))
         };
         Ok(match self {
             Self::RunStarted { at } => Event::RunStarted { at },
             Self::Cancelled { cause, at } => Event::Cancelled { cause, at },
             Self::Suspended(suspended) => Event::Suspended(suspended),
-            Self::Started { node, attempt, at } => Event::Started { node: find(node)?, attempt, at },
-            Self::Killing { node, attempt, cause } => Event::Killing { node: find(node)?, attempt, cause },
-            Self::Ended { node, attempt, outcome, at } => Event::Ended { node: find(node)?, attempt, outcome, at },
-            Self::GivenUp { node, at } => Event::GivenUp { node: find(node)?, at },
-            Self::Skipped { node, reason, at } => Event::Skipped { node: find(node)?, reason, at },
+            Self::Started { node, attempt, at } => Event::Started {
+                node: find(node)?,
+                attempt,
+                at,
+            },
+            Self::Killing {
+                node,
+                attempt,
+                cause,
+            } => Event::Killing {
+                node: find(node)?,
+                attempt,
+                cause,
+            },
+            Self::Ended {
+                node,
+                attempt,
+                outcome,
+                at,
+            } => Event::Ended {
+                node: find(node)?,
+                attempt,
+                outcome,
+                at,
+            },
+            Self::GivenUp { node, at } => Event::GivenUp {
+                node: find(node)?,
+                at,
+            },
+            Self::Skipped { node, reason, at } => Event::Skipped {
+                node: find(node)?,
+                reason,
+                at,
+            },
         })
     }
 }
@@ -193,7 +278,9 @@ impl Journal {
             .map_err(|source| io_error("cannot open the journal", source))?;
         let lock = Self {
             path: path.clone(),
-            file: file.try_clone().map_err(|source| io_error("cannot open the journal", source))?,
+            file: file
+                .try_clone()
+                .map_err(|source| io_error("cannot open the journal", source))?,
             buffer: Vec::new(),
         };
         lock.lock()?;
@@ -203,8 +290,9 @@ impl Journal {
         let whole = memchr::memrchr(b'\n', &bytes).map_or(0, |end| end + 1);
         if whole < bytes.len() {
             bytes.truncate(whole);
-            file.set_len(whole as u64)
-                .map_err(|source| io_error("cannot cut off the half-written last record", source))?;
+            file.set_len(whole as u64).map_err(|source| {
+                io_error("cannot cut off the half-written last record", source)
+            })?;
         }
         let mut lines = bytes.split(|byte| *byte == b'\n');
         let header: Header = lines
@@ -294,9 +382,11 @@ impl Recorded {
             let record: Record = serde_json::from_slice(line)
                 .map_err(|error| unreadable(format!("this record cannot be read: {error}")))?;
             let event = record.event(graph).map_err(unreadable)?;
-            state
-                .fold(graph, &event)
-                .map_err(|error| unreadable(format!("this record cannot follow those before it: {error}")))?;
+            state.fold(graph, &event).map_err(|error| {
+                unreadable(format!(
+                    "this record cannot follow those before it: {error}"
+                ))
+            })?;
         }
         Ok(state)
     }

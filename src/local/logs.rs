@@ -52,9 +52,18 @@ mod tests {
     fn any_name_stays_in_its_folder_and_differs_from_others() {
         let dir = Path::new("/r");
         let file = |name: &str, attempt| path(dir, &name.parse().unwrap(), attempt);
-        assert_eq!(file("align-1.bam", Attempt::FIRST), Path::new("/r/logs/align-1.bam.log"));
-        assert_eq!(file("../x y", Attempt::FIRST), Path::new("/r/logs/%2E.%2Fx%20y.log"));
-        assert_eq!(file("a", Attempt::FIRST.next()), Path::new("/r/logs/a~2.log"));
+        assert_eq!(
+            file("align-1.bam", Attempt::FIRST),
+            Path::new("/r/logs/align-1.bam.log")
+        );
+        assert_eq!(
+            file("../x y", Attempt::FIRST),
+            Path::new("/r/logs/%2E.%2Fx%20y.log")
+        );
+        assert_eq!(
+            file("a", Attempt::FIRST.next()),
+            Path::new("/r/logs/a~2.log")
+        );
         let long = |last: char| file(&format!("{}{last}", "é".repeat(299)), Attempt::FIRST);
         assert_ne!(long('a'), long('b'));
         assert!(long('a').file_name().unwrap().len() < 255);

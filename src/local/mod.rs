@@ -116,7 +116,13 @@ pub struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     /// A driver for a run whose recorded events are folded into `state`.
-    pub fn new(graph: Arc<Graph>, state: RunState, journal: Journal, options: Options, watch: &'a mut dyn Watch) -> Self {
+    pub fn new(
+        graph: Arc<Graph>,
+        state: RunState,
+        journal: Journal,
+        options: Options,
+        watch: &'a mut dyn Watch,
+    ) -> Self {
         let (ended, news) = unbounded_channel();
         Self {
             graph,
@@ -146,7 +152,11 @@ impl<'a> Driver<'a> {
         let mut interrupts = Interrupts::new()?;
         let begun = self.state.started_at().is_some();
         let at = self.clock.now();
-        let first = if begun { self.orphans(at) } else { vec![Event::RunStarted { at }] };
+        let first = if begun {
+            self.orphans(at)
+        } else {
+            vec![Event::RunStarted { at }]
+        };
         self.record(&first)?;
         loop {
             let wake_at = loop {
@@ -159,7 +169,11 @@ impl<'a> Driver<'a> {
                 if step.decisions.is_empty() {
                     break step.wake_at;
                 }
-                let events: Vec<Event> = step.decisions.iter().map(|decision| decision.event(now)).collect();
+                let events: Vec<Event> = step
+                    .decisions
+                    .iter()
+                    .map(|decision| decision.event(now))
+                    .collect();
                 self.record(&events)?;
                 for decision in &step.decisions {
                     self.act(decision);
@@ -173,15 +187,23 @@ impl<'a> Driver<'a> {
     /// Attempts that a journal leaves running are lost: their processes ended with the run that
     /// started them.
     fn orphans(&self, at: Timestamp) -> Vec<Event> {
-        let running = self.state.running().filter_map(|node| match self.state.node(node) {
-            NodeState::Running(running) => Some((node, running.attempt)),
-            _ => None,
-        });
+        let running = self
+            .state
+            .running()
+            .filter_map(|node| match self.state.node(node) {
+                NodeState::Running(running) => Some((node, running.attempt)),
+                _ => None,
+            });
         running
             .map(|(node, attempt)| {
                 let message = "apscli ended while this attempt was running".to_owned();
                 let outcome = Outcome::silent(Ending::Lost(message));
-                Event::Ended { node, attempt, outcome, at }
+                Event::Ended {
+                    node,
+                    attempt,
+                    outcome,
+                    at,
+                }
             })
             .collect()
     }
@@ -200,7 +222,9 @@ impl<'a> Driver<'a> {
         match decision {
             Decision::Start { node, attempt } => self.start(*node, *attempt),
             Decision::Kill { node, cause, .. } => {
-                let Some(control) = self.controls.get(node) else { return };
+                let Some(control) = self.controls.get(node) else {
+                    return;
+                };
                 control.terminate(*cause);
                 let (control, grace) = (Arc::clone(control), self.options.surroundings.grace);
                 tokio::spawn(async move {
@@ -223,7 +247,9 @@ impl<'a> Driver<'a> {
             let work = || {
                 let node = graph.node(node);
                 match &node.action {
-                    Action::Cmd(cmd) => process::run(cmd, &node.param, &surroundings, &log, &control),
+                    Action::Cmd(cmd) => {
+                        process::run(cmd, &node.param, &surroundings, &log, &control)
+                    }
                     Action::Api(api) => python.run(api, &node.param, &surroundings, &log, &control),
                 }
             };
@@ -232,11 +258,19 @@ impl<'a> Driver<'a> {
                 let message = "the executor broke down; this is a bug of apscli".to_owned();
                 Outcome::silent(Ending::Lost(message))
             });
-            let _ = ended.send(Ended { node, attempt, outcome });
+            let _ = ended.send(Ended {
+                node,
+                attempt,
+                outcome,
+            });
         });
     }
 
-    async fn wait(&mut self, wake_at: Option<Timestamp>, interrupts: &mut Interrupts) -> Vec<Event> {
+    async fn wait(
+        &mut self,
+        wake_at: Option<Timestamp>,
+        interrupts: &mut Interrupts,
+    ) -> Vec<Event> {
         let mut tick = self.watch.tick_every().map(tokio::time::interval);
         let sleep = wake_at.map(|at| {
             let left = at.duration_since(self.clock.now());
@@ -293,7 +327,9 @@ impl<'a> Driver<'a> {
             control.kill();
         }
         while !self.controls.is_empty() {
-            let Some(ended) = self.news.recv().await else { return };
+            let Some(ended) = self.news.recv().await else {
+                return;
+            };
             self.controls.remove(&ended.node);
         }
     }

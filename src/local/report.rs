@@ -108,13 +108,21 @@ impl<'a> Report<'a> {
         let ran = finished.and_then(|finished| finished.ran);
         Node {
             action: &node.action_shown,
-            attempt: ran.map(|(attempt, _)| attempt).filter(|attempt| *attempt > Attempt::FIRST),
+            attempt: ran
+                .map(|(attempt, _)| attempt)
+                .filter(|attempt| *attempt > Attempt::FIRST),
             decision_expr: node.decision_expr.as_ref().map(|expr| expr.it.text()),
             end_time: ran.and(finished).map(|finished| self.time(finished.ended)),
             id: node.id.as_ref().map(|id| &id.it),
             name: node.name.as_str(),
-            prev_nodes: node.prev_nodes.iter().map(|prev| prev.it.as_str()).collect(),
-            reason: finished.and_then(|finished| finished.reason.as_ref()).map(ToString::to_string),
+            prev_nodes: node
+                .prev_nodes
+                .iter()
+                .map(|prev| prev.it.as_str())
+                .collect(),
+            reason: finished
+                .and_then(|finished| finished.reason.as_ref())
+                .map(ToString::to_string),
             result: result(&node.action, state, finished),
             should_start: ran.is_some(),
             start_time: ran.map(|(_, start)| self.time(start)),
@@ -123,7 +131,9 @@ impl<'a> Report<'a> {
     }
 
     fn time(&self, at: Timestamp) -> String {
-        at.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+        at.to_zoned(self.zone.clone())
+            .strftime("%Y-%m-%d %H:%M:%S")
+            .to_string()
     }
 }
 
@@ -139,13 +149,19 @@ pub fn status(phase: Phase) -> Option<&'static str> {
     }
 }
 
-fn result<'a>(action: &Action, state: &NodeState, finished: Option<&'a Finished>) -> NodeResult<'a> {
+fn result<'a>(
+    action: &Action,
+    state: &NodeState,
+    finished: Option<&'a Finished>,
+) -> NodeResult<'a> {
     let mut captured = std::borrow::Cow::Owned(Captured::default());
     if let Some(finished) = finished {
         captured = std::borrow::Cow::Borrowed(&finished.captured);
         if let (Phase::Error, Some(reason)) = (finished.phase, &finished.reason) {
             let captured = captured.to_mut();
-            captured.err_msg.get_or_insert_with(|| Value::from(reason.message.as_str()));
+            captured
+                .err_msg
+                .get_or_insert_with(|| Value::from(reason.message.as_str()));
             // The original's codes for what is no failure of the job's own.
             let code = match (reason.word, action) {
                 (ReasonWord::Timeout | ReasonWord::Lost, _) => None,
@@ -159,7 +175,9 @@ fn result<'a>(action: &Action, state: &NodeState, finished: Option<&'a Finished>
     }
     NodeResult {
         return_code: state.code().map_or(Code::NotApplicable, Code::Number),
-        exit_code: finished.and_then(|finished| finished.exit_code).filter(|code| *code != 0),
+        exit_code: finished
+            .and_then(|finished| finished.exit_code)
+            .filter(|code| *code != 0),
         signal: finished.and_then(|finished| finished.signal),
         captured,
     }

@@ -16,8 +16,8 @@ use super::Filling;
 pub(super) enum Piece {
     /// Stands as it is.
     Literal(String),
-    /// A name after a `$`.
-    Name(String),
+    /// A name after a `$`, and the whole as it is written.
+    Name { name: String, written: String },
 }
 
 /// Cuts a text into pieces.
@@ -50,7 +50,15 @@ pub(super) fn pieces(text: &str) -> Vec<Piece> {
                 if !literal.is_empty() {
                     pieces.push(Piece::Literal(std::mem::take(&mut literal)));
                 }
-                pieces.push(Piece::Name(name.to_owned()));
+                let written = if braced {
+                    format!("${{{name}}}")
+                } else {
+                    format!("${name}")
+                };
+                pieces.push(Piece::Name {
+                    name: name.to_owned(),
+                    written,
+                });
                 rest = after;
             }
             _ => literal.push('$'),
@@ -101,7 +109,9 @@ fn text(
         kind: Kind::String(written.to_owned()),
     };
     let Filling::With(params) = filling else {
-        let named = pieces.iter().any(|piece| matches!(piece, Piece::Name(_)));
+        let named = pieces
+            .iter()
+            .any(|piece| matches!(piece, Piece::Name { .. }));
         return if named {
             kept()
         } else {
@@ -111,7 +121,7 @@ fn text(
             }
         };
     };
-    if let [Piece::Name(name)] = pieces.as_slice() {
+    if let [Piece::Name { name, .. }] = pieces.as_slice() {
         let Some(value) = params.get(name) else {
             unknown(at, name);
             return kept();
@@ -125,9 +135,12 @@ fn text(
     for piece in &pieces {
         match piece {
             Piece::Literal(literal) => filled.push_str(literal),
-            Piece::Name(name) => match params.get(name) {
+            Piece::Name { name, written } => match params.get(name) {
                 Some(value) => filled.push_str(&value.to_plain_text()),
-                None => unknown(at, name),
+                None => {
+                    unknown(at, name);
+                    filled.push_str(written);
+                }
             },
         }
     }
@@ -140,7 +153,7 @@ fn text(
 fn join(pieces: &[Piece]) -> String {
     let literals = pieces.iter().filter_map(|piece| match piece {
         Piece::Literal(literal) => Some(literal.as_str()),
-        Piece::Name(_) => None,
+        Piece::Name { .. } => None,
     });
     literals.collect()
 }
@@ -163,7 +176,7 @@ pub(super) fn env_text(written: &str, filling: Filling<'_>) -> EnvText {
     let mut parts = Vec::new();
     for piece in pieces(written) {
         match piece {
-            Piece::Name(name) => parts.push(env_part(&name, filling)),
+            Piece::Name { name, .. } => parts.push(env_part(&name, filling)),
             Piece::Literal(literal) => {
                 let home = parts.is_empty() && (literal == "~" || literal.starts_with("~/"));
                 if home {
@@ -189,7 +202,7 @@ pub(super) fn words(written: &str, filling: Filling<'_>) -> Result<Vec<EnvText>,
     let mut quote: Option<char> = None;
     for piece in pieces(written) {
         let literal = match piece {
-            Piece::Name(name) => {
+            Piece::Name { name, .. } => {
                 word.get_or_insert_default().push(env_part(&name, filling));
                 continue;
             }

@@ -13,10 +13,12 @@ mod parse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::engine::graph::Graph;
+use crate::engine::graph::{EdgeError, Graph, GraphError};
 use crate::engine::spec::Spec;
 use crate::value::json::Dialect;
-use crate::value::{Format, Kind, Place, Problem, Problems, Tree, Value, read};
+use crate::value::{Format, Kind, Problem, Problems, Tree, Value, read};
+
+use parse::Parsed;
 
 /// Parameters by name.
 pub type Params = BTreeMap<String, Value>;
@@ -50,29 +52,44 @@ impl Template {
 
     /// Fills in the parameters and parses every field.
     pub fn spec(&self, filling: Filling<'_>) -> Result<Spec, Problems> {
-        let (spec, problems) = parse::spec(&self.tree, filling);
-        if problems.is_empty() {
-            Ok(spec)
+        let parsed = parse::spec(&self.tree, filling);
+        if parsed.problems.is_empty() {
+            Ok(parsed.spec)
         } else {
-            Err(Problems::new(&self.source, problems))
+            Err(Problems::new(&self.source, parsed.problems))
         }
     }
 
     /// Fills, parses and proves runnable. All that is wrong is reported at once: fields and
     /// edges together.
     pub fn graph(&self, filling: Filling<'_>) -> Result<Graph, Problems> {
-        let (spec, mut problems) = parse::spec(&self.tree, filling);
+        let Parsed {
+            spec,
+            mut problems,
+            left_out,
+        } = parse::spec(&self.tree, filling);
         match Graph::build(spec) {
             Ok(graph) if problems.is_empty() => return Ok(graph),
             Ok(_) => {}
-            Err(errors) => {
-                for problem in errors.iter().map(Problem::from) {
-                    // A node that could not be parsed is reported once, by its parser.
-                    if !problems.iter().any(|known| known.at == problem.at) {
-                        problems.push(problem);
-                    }
-                }
-            }
+            // A node with a mistake of its own is missed by others: only the mistake is told.
+            Err(errors) => problems.extend(
+                errors
+                    .iter()
+                    .filter(|error| match error {
+                        GraphError::NoNodes => problems.is_empty(),
+                        GraphError::Edge {
+                            prev,
+                            kind: EdgeError::Unknown { .. },
+                            ..
+                        } => !left_out.contains(prev.as_str()),
+                        GraphError::ExpressionName {
+                            name, known: false, ..
+                        } => !left_out.contains(name),
+                        _ => true,
+                    })
+                    .map(Problem::from)
+                    .collect::<Vec<_>>(),
+            ),
         }
         Err(Problems::new(&self.source, problems))
     }
@@ -114,6 +131,3 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
     Ok(length)
 }
-
-/// The place of the beginning of any text.
-pub const START: Place = Place { line: 1, column: 1 };

@@ -5,6 +5,7 @@
 //!
 //! Must not check edges between nodes: that is the graph's part.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::engine::expr::Expr;
@@ -15,13 +16,28 @@ use crate::value::{Key, Kind, Place, Problem, Tree, Value};
 use super::{Filling, duration, fill};
 
 /// Parses a template's tree.
-pub(super) fn spec(tree: &Tree, filling: Filling<'_>) -> (Spec, Vec<Problem>) {
+pub(super) fn spec(tree: &Tree, filling: Filling<'_>) -> Parsed {
     let mut parser = Parser {
         filling,
         problems: Vec::new(),
+        left_out: BTreeSet::new(),
     };
     let spec = parser.spec(tree);
-    (spec, parser.problems)
+    Parsed {
+        spec,
+        problems: parser.problems,
+        left_out: parser.left_out,
+    }
+}
+
+/// What parsing gives.
+pub(super) struct Parsed {
+    /// What could be parsed.
+    pub spec: Spec,
+    /// What was wrong with the rest.
+    pub problems: Vec<Problem>,
+    /// The nodes that are not in the spec because something is wrong with them.
+    pub left_out: BTreeSet<String>,
 }
 
 type Members = [(Key, Tree)];
@@ -50,6 +66,7 @@ fn wrapped(members: &Members) -> Option<&Members> {
 struct Parser<'a> {
     filling: Filling<'a>,
     problems: Vec<Problem>,
+    left_out: BTreeSet<String>,
 }
 
 impl Parser<'_> {
@@ -98,7 +115,7 @@ impl Parser<'_> {
 
     /// Whether a value hangs on a parameter that comes later, and so cannot be checked now.
     fn open(&self, tree: &Tree) -> bool {
-        let named = |piece: &fill::Piece| matches!(piece, fill::Piece::Name(_));
+        let named = |piece: &fill::Piece| matches!(piece, fill::Piece::Name { .. });
         matches!(self.filling, Filling::Later)
             && matches!(&tree.kind, Kind::String(text) if fill::pieces(text).iter().any(named))
     }
@@ -125,11 +142,17 @@ impl Parser<'_> {
         if nodes.is_empty() {
             self.problem(tree.at, "", "there are no nodes; expected at least one");
         }
+        let mut parsed = Vec::with_capacity(nodes.len());
+        for (key, tree) in nodes {
+            match self.node(key, tree) {
+                Some(node) => parsed.push(node),
+                None => {
+                    self.left_out.insert(key.name.clone());
+                }
+            }
+        }
         Spec {
-            nodes: nodes
-                .iter()
-                .filter_map(|(key, tree)| self.node(key, tree))
-                .collect(),
+            nodes: parsed,
             decision_expr,
         }
     }

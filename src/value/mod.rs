@@ -4,8 +4,8 @@
 //! Why not `serde_json::Value`: it turns `1.10` into `1.1` and rounds long integers, and a
 //! version or an account number must reach a command exactly as it was written.
 //!
-//! Leftmost room of the house: it may use nothing of the crate, and neither reads files nor
-//! knows what a node is.
+//! Leftmost room of the house: it must not use anything else of the crate, read files, or know
+//! what a node is.
 
 pub mod json;
 pub mod yaml;

@@ -1,1 +1,20 @@
+//! The one integration-test binary: one link, many modules.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "in tests a panic is the report"
+)]
 
+mod bad_input;
+mod catalogue;
+mod example;
+mod journal;
+mod laws;
+mod layers;
+mod nodes;
+mod program;
+mod python;
+mod scenarios;
+mod vectors;

@@ -5,7 +5,7 @@
 
 use pyo3::exceptions::{PyAttributeError, PyException, PyModuleNotFoundError};
 use pyo3::prelude::*;
-use pyo3::types::{IntoPyDict, PyDict, PyList};
+use pyo3::types::{IntoPyDict, PyDict, PyList, PyTuple};
 
 use crate::interpreter::Interpreter;
 use crate::outcome::{Failure, Kind};
@@ -171,6 +171,9 @@ fn check_parameters<'py>(
     function: &Bound<'py, PyAny>,
 ) -> Result<(), Failure> {
     let py = interpreter.py;
+    if surely_fit(interpreter, request, function).unwrap_or(false) {
+        return Ok(());
+    }
     // A decorator decides what it takes, not what it wraps: it may add parameters of its own.
     let signature = [("follow_wrapped", false)]
         .into_py_dict(py)
@@ -206,6 +209,51 @@ fn check_parameters<'py>(
         error.value(py)
     );
     Err(Failure::said(Kind::Signature, message))
+}
+
+/// The same for the plainest of functions, which most are, and without `inspect`: that is so much Python code
+/// that running it (and so copying the memory that it touches) would cost half as much as the fork. It only
+/// ever says yes; whether and why parameters do not fit is for `inspect` to say.
+fn surely_fit<'py>(
+    interpreter: &Interpreter<'py>,
+    request: &Request<'py>,
+    function: &Bound<'py, PyAny>,
+) -> PyResult<bool> {
+    const TAKES_ANY_KEYWORD: u32 = 8; // CO_VARKEYWORDS
+    let param = &request.param;
+    if !function.get_type().is(&interpreter.function_type)
+        || !function.getattr("__dict__")?.is_empty()?
+    {
+        return Ok(false);
+    }
+    let code = function.getattr("__code__")?;
+    let count = |name: &str| -> PyResult<usize> { code.getattr(name)?.extract() };
+    let (positional, keyword_only) = (count("co_argcount")?, count("co_kwonlyargcount")?);
+    if count("co_posonlyargcount")? > 0 {
+        return Ok(false);
+    }
+    let defaults = function.getattr("__defaults__")?;
+    let defaults = if defaults.is_none() {
+        0
+    } else {
+        defaults.len()?
+    };
+    let keyword_defaults = function.getattr("__kwdefaults__")?;
+    let names = code.getattr("co_varnames")?.cast_into::<PyTuple>()?;
+    let mut taken = 0;
+    for (place, name) in names.iter().take(positional + keyword_only).enumerate() {
+        if param.contains(&name)? {
+            taken += 1;
+        } else if place < positional {
+            if place + defaults < positional {
+                return Ok(false);
+            }
+        } else if keyword_defaults.is_none() || !keyword_defaults.contains(&name)? {
+            return Ok(false);
+        }
+    }
+    let any = code.getattr("co_flags")?.extract::<u32>()? & TAKES_ANY_KEYWORD != 0;
+    Ok(any || taken == param.len())
 }
 
 /// The type of a value, for messages.

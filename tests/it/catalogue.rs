@@ -1,0 +1,188 @@
+//! The catalogue on disk: found, listed, changed at once by several, never half written.
+
+use crate::program::{Place, finish};
+
+fn template(place: &Place, name: &str) {
+    place.write(
+        name,
+        r#"{"a": {"action": {"type": "cmd", "cmd": ["echo", "[OUTPUT]ran"]}}}"#,
+    );
+}
+
+fn register(place: &Place, more: &[&str]) -> (i32, String) {
+    let mut args = vec![
+        "register",
+        "--fqsn",
+        "x.y.cat.svc",
+        "--template",
+        "t.template",
+    ];
+    args.extend(more);
+    let done = place.apscli(&args);
+    (done.status, done.stderr)
+}
+
+#[test]
+fn register_list_run_unregister() {
+    let place = Place::new();
+    template(&place, "t.template");
+    assert_eq!(
+        register(&place, &["--version", "1.10", "--desc", "A service"]).0,
+        0
+    );
+    assert_eq!(register(&place, &["--version", "1.1"]).0, 0);
+    assert_eq!(
+        register(&place, &["--version", "1.1"]),
+        (
+            2,
+            "error: x.y.cat.svc: version 1.1 is registered already\n".to_owned()
+        )
+    );
+    let list = place.apscli(&["list"]).stdout;
+    assert!(
+        list.contains("x.y.cat.svc") && list.contains("1.1,1.10") && list.contains("A service"),
+        "{list}"
+    );
+
+    let run = |more: &[&str]| {
+        let mut args = vec!["run", "--fqsn", "x.y.cat.svc", "-o", "json"];
+        args.extend(more);
+        place.apscli(&args)
+    };
+    assert_eq!(run(&[]).json()["output"]["a"]["result"]["output"], "ran");
+    assert_eq!(run(&["--version", "1.10"]).status, 0);
+    let done = run(&["--version", "1.2"]);
+    assert_eq!(
+        (done.status, done.stderr.as_str()),
+        (
+            2,
+            "error: there is no service x.y.cat.svc: it has no version 1.2; its versions are 1.1, 1.10\n"
+        )
+    );
+
+    let gone = |more: &[&str]| {
+        let mut args = vec!["unregister", "--fqsn", "x.y.cat.svc"];
+        args.extend(more);
+        place.apscli(&args)
+    };
+    assert!(
+        gone(&["--version", "1.1"])
+            .stderr
+            .contains("is its default")
+    );
+    assert_eq!(gone(&["--version", "1.10"]).status, 0);
+    assert_eq!(gone(&[]).status, 0);
+    let done = run(&[]);
+    assert!(
+        done.stderr
+            .starts_with("error: there is no service x.y.cat.svc: metadata/x/y/cat.json has "),
+        "{}",
+        done.stderr
+    );
+    assert!(
+        place
+            .apscli(&["run", "--fqsn", "x.nope.svc"])
+            .stderr
+            .contains("there is no category file metadata/x/nope.json")
+    );
+}
+
+#[test]
+fn the_originals_entries_are_understood_and_kept() {
+    let place = Place::new();
+    template(&place, "metadata/oracle/t.template");
+    place.write(
+        "metadata/oracle/cloud.json",
+        r#"{"old": {"version": 1.0, "workflow_template_path": "t.template", "extra": [1.50]}}"#,
+    );
+    assert_eq!(
+        place
+            .apscli(&["run", "--fqsn", "oracle.cloud.old", "--version", "1.0"])
+            .status,
+        0
+    );
+    template(&place, "new.template");
+    let done = place.apscli(&[
+        "register",
+        "--fqsn",
+        "oracle.cloud.old",
+        "--wf_template",
+        "new.template",
+        "--version",
+        "2.0",
+    ]);
+    assert_eq!(done.status, 0, "{}", done.stderr);
+    let file = place.read("metadata/oracle/cloud.json");
+    assert!(
+        file.contains("1.50") && file.contains("\"1.0\": \"t.template\""),
+        "{file}"
+    );
+    assert_eq!(
+        place
+            .apscli(&["run", "--fqsn", "oracle.cloud.old", "--version", "1.0"])
+            .status,
+        0
+    );
+    assert_eq!(
+        place.apscli(&["run", "--fqsn", "oracle.cloud.old"]).status,
+        0
+    );
+}
+
+#[test]
+fn many_at_once_lose_nothing() {
+    let place = Place::new();
+    template(&place, "t.template");
+    let versions: Vec<String> = (0..20).map(|version| format!("{version}.0")).collect();
+    let all: Vec<_> = versions
+        .iter()
+        .map(|version| {
+            place.start(&[
+                "register",
+                "--fqsn",
+                "x.y.cat.svc",
+                "--template",
+                "t.template",
+                "--version",
+                version,
+            ])
+        })
+        .collect();
+    for one in all {
+        assert_eq!(finish(one).status, 0);
+    }
+    let file: serde_json::Value =
+        serde_json::from_str(&place.read("metadata/x/y/cat.json")).unwrap();
+    assert_eq!(
+        file["svc"]["workflow_template_path"]
+            .as_object()
+            .unwrap()
+            .len(),
+        20
+    );
+    assert_eq!(
+        std::fs::read_dir(place.path("metadata/x/y"))
+            .unwrap()
+            .count(),
+        1,
+        "something was left behind"
+    );
+}
+
+#[test]
+fn what_cannot_be_read_is_left_as_it_is() {
+    let place = Place::new();
+    template(&place, "t.template");
+    place.write("metadata/x/y/cat.json", "{\"svc\": ");
+    let (status, error) = register(&place, &[]);
+    assert_eq!(
+        (status, error.as_str()),
+        (
+            2,
+            "error: metadata/x/y/cat.json:1:9: the text ends here; expected a JSON value (object, list, \"text\", number, true, false, null)\n"
+        )
+    );
+    assert_eq!(place.read("metadata/x/y/cat.json"), "{\"svc\": ");
+    place.write("t.template", "{\"a\": {}}");
+    assert_eq!(register(&place, &[]).0, 2);
+}

@@ -1,0 +1,116 @@
+//! The house's rule: a room uses only what stands left of it, and the pure rooms touch nothing
+//! outside.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Rooms from left to right.
+const ROOMS: [&str; 7] = [
+    "value", "engine", "template", "catalog", "executor", "local", "cli",
+];
+
+/// Rooms without I/O, and what they may not name.
+const PURE: [&str; 3] = ["value", "engine", "template"];
+const IMPURE: [&str; 9] = [
+    "std::fs",
+    "std::net",
+    "std::process",
+    "std::env",
+    "tokio",
+    "kube",
+    "rustix",
+    "::now()",
+    "HashMap",
+];
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// What is wrong with one source of a room.
+fn wrong(room: &str, text: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let place = ROOMS.iter().position(|known| *known == room).unwrap();
+    // Tests at the end of a file may use what they like; comments are words.
+    let code = text.split("#[cfg(test)]").next().unwrap();
+    for line in code
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with("//"))
+    {
+        for right in &ROOMS[place + 1..] {
+            if line.contains(&format!("crate::{right}"))
+                || line.contains(&format!("super::super::{right}"))
+            {
+                wrong.push(format!("{room} uses {right}: {line}"));
+            }
+        }
+        if PURE.contains(&room) {
+            for impure in IMPURE {
+                if line.contains(impure) {
+                    wrong.push(format!("{room} names {impure}: {line}"));
+                }
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn uses_point_left() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut all = Vec::new();
+    let mut seen = 0;
+    for room in ROOMS {
+        for path in sources(&src.join(room)) {
+            seen += 1;
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.starts_with("//!"), "{} has no head", path.display());
+            assert!(
+                text.to_lowercase().contains("must not") || text.contains("may not"),
+                "{}: its head does not say what it must not do",
+                path.display()
+            );
+            all.extend(wrong(room, &text));
+        }
+    }
+    assert!(seen > 20, "only {seen} sources were read");
+    assert!(all.is_empty(), "{}", all.join("\n"));
+}
+
+#[test]
+fn the_check_bites() {
+    assert_eq!(wrong("engine", "use crate::local::Clock;\n").len(), 1);
+    assert_eq!(
+        wrong("engine", "use std::fs::File;\nlet now = Instant::now();\n").len(),
+        2
+    );
+    assert_eq!(
+        wrong("local", "use crate::engine::state::RunState;\n").len(),
+        0
+    );
+}
+
+/// Unsafe code stands in two files: starting processes here, and adopting a descriptor there.
+#[test]
+fn unsafe_code_stands_in_two_files() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for path in sources(&src) {
+        let text = fs::read_to_string(&path).unwrap();
+        let allowed =
+            path.ends_with("src/executor/spawn.rs") || path.ends_with("src/python/src/os.rs");
+        let used = text.contains("unsafe {")
+            || text.contains("unsafe fn")
+            || text.contains("allow(unsafe_code");
+        assert!(allowed || !used, "{}", path.display());
+    }
+}

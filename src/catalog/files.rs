@@ -142,9 +142,10 @@ impl Catalogue {
         Ok(service(&path, &fqsn.service, entry)?)
     }
 
-    /// All services, by name.
-    pub fn list(&self) -> Result<BTreeMap<String, Service>, CatalogueError> {
+    /// All services, by name, and what is wrong with the files that could not be read.
+    pub fn list(&self) -> Result<(BTreeMap<String, Service>, Vec<CatalogueError>), CatalogueError> {
         let mut services = BTreeMap::new();
+        let mut unread = Vec::new();
         let mut folders = vec![(self.root.clone(), String::new())];
         while let Some((folder, prefix)) = folders.pop() {
             let io_error = |source| CatalogueError::Io {
@@ -162,20 +163,29 @@ impl Catalogue {
                     folders.push((path, name));
                     continue;
                 }
-                let ending = path
-                    .extension()
-                    .and_then(|ending| ending.to_str())
-                    .unwrap_or_default();
+                let ending = path.extension().and_then(|ending| ending.to_str());
                 // Templates and parameter files may lie beside; only category files are read.
-                if !ENDINGS.contains(&ending) || stem.contains('.') {
+                if ending.is_none_or(|ending| !ENDINGS.contains(&ending)) || stem.contains('.') {
                     continue;
                 }
-                for (entry, value) in read_category(&path)? {
-                    services.insert(format!("{name}{entry}"), service(&path, &entry, &value)?);
+                let entries = match read_category(&path) {
+                    Ok(entries) => entries,
+                    Err(error) => {
+                        unread.push(error);
+                        continue;
+                    }
+                };
+                for (entry, value) in entries {
+                    match service(&path, &entry, &value) {
+                        Ok(service) => {
+                            services.insert(format!("{name}{entry}"), service);
+                        }
+                        Err(problems) => unread.push(problems.into()),
+                    }
                 }
             }
         }
-        Ok(services)
+        Ok((services, unread))
     }
 
     /// Adds a version of a service.
@@ -208,6 +218,15 @@ impl Catalogue {
             else {
                 return Err(refused("its entry is no object".to_owned()));
             };
+            let is_registered = match entry
+                .iter()
+                .find(|(name, _)| name == "workflow_template_path")
+            {
+                Some((_, Value::Map(paths))) => {
+                    paths.iter().any(|(version, _)| *version == new.version)
+                }
+                _ => false,
+            };
             let known = entry
                 .iter()
                 .find(|(name, _)| name == "version")
@@ -221,13 +240,17 @@ impl Catalogue {
                     entry.push(("workflow_template_path".to_owned(), paths));
                 }
                 Some(Value::Map(paths)) => {
-                    if paths.iter().any(|(version, _)| *version == new.version) {
-                        return Err(refused(format!(
-                            "version {} is registered already",
-                            new.version
-                        )));
+                    match paths.iter().find(|(version, _)| *version == new.version) {
+                        None => paths.push((new.version.clone(), template)),
+                        // Registered again, to change what is said of it.
+                        Some((_, known)) if *known == template => {}
+                        Some((version, known)) => {
+                            let known = known.to_plain_text();
+                            return Err(refused(format!(
+                                "version {version} is registered already, with the template {known}"
+                            )));
+                        }
                     }
-                    paths.push((new.version.clone(), template));
                 }
                 Some(single) => {
                     let old = known.unwrap_or_else(|| "1.0".to_owned());
@@ -249,7 +272,9 @@ impl Catalogue {
                     None => entry.push((name.to_owned(), value)),
                 }
             };
-            set("version", Some(&new.version));
+            if !is_registered {
+                set("version", Some(&new.version));
+            }
             set("desc", new.desc.as_ref());
             set("release", new.release.as_ref());
             set("default_version", new.default_version.as_ref());

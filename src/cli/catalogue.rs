@@ -24,7 +24,7 @@ pub(super) struct ListArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct RegisterArgs {
-    /// The service's name, as oracle.peo.cloud.vm_allocation
+    /// The service's name, as `oracle.peo.cloud.vm_allocation`
     #[arg(long)]
     fqsn: Fqsn,
     /// Its template
@@ -39,7 +39,7 @@ pub(super) struct RegisterArgs {
     /// When it was released
     #[arg(long)]
     release: Option<String>,
-    /// The version that runs when none is asked for [default: the newest registered]
+    /// The version that runs when none is asked for [default: the one there is, else the newest registered]
     #[arg(long, value_name = "VERSION", alias = "default_version")]
     default_version: Option<String>,
 }
@@ -55,7 +55,10 @@ pub(super) struct UnregisterArgs {
 }
 
 pub(super) fn list(context: &Context, args: &ListArgs) -> Result<ExitCode, Failure> {
-    let services = context.catalogue().list()?;
+    let (services, unread) = context.catalogue().list()?;
+    for error in &unread {
+        context.printer.error(error);
+    }
     let wanted = |name: &str| {
         args.fqsn
             .as_ref()

@@ -26,7 +26,7 @@ const CANNOT_RUN: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(name = "apscli", version, about, max_term_width = 100)]
 struct Cli {
-    /// The catalogue's folder [default: $APSCLI_METADATA, else ./metadata]
+    /// The catalogue's folder [default: `$APSCLI_METADATA`, else ./metadata]
     #[arg(long, global = true, value_name = "DIR")]
     metadata: Option<PathBuf>,
     #[command(subcommand)]
@@ -74,7 +74,7 @@ type Failure = Box<dyn std::error::Error>;
 /// Runs the program.
 #[must_use]
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let printer = Printer::default();
+    let printer = Printer;
     let cli = match Cli::try_parse_from(legacy::translate(args)) {
         Ok(cli) => cli,
         Err(error) => {

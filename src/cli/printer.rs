@@ -32,7 +32,8 @@ impl Printer {
         let mut text = format!("error: {error}");
         let mut cause = error.source();
         while let Some(error) = cause {
-            text.push_str(&format!("\n  because: {error}"));
+            text.push_str("\n  because: ");
+            text.push_str(&error.to_string());
             cause = error.source();
         }
         self.say(&text);

@@ -43,7 +43,7 @@ pub(super) struct Args {
     /// The template to run
     #[arg(long, value_name = "FILE", conflicts_with = "fqsn", required_unless_present_any = ["fqsn", "resume"])]
     template: Option<PathBuf>,
-    /// The service to run, as oracle.peo.cloud.vm_allocation
+    /// The service to run, as `oracle.peo.cloud.vm_allocation`
     #[arg(long)]
     fqsn: Option<Fqsn>,
     /// The service's version [default: the service's own default]
@@ -67,7 +67,7 @@ pub(super) struct Args {
     /// Time that a node has to end by itself when it is told to
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
     grace: Duration,
-    /// The run's own folder, for logs and journal; new or empty [default: one in the user's state folder]
+    /// The run's own folder, for logs and journal; new, or without a run in it [default: one in the user's state folder]
     #[arg(long, value_name = "DIR")]
     log_dir: Option<PathBuf>,
     /// The python3 for api nodes [default: the active virtual environment's, else the PATH's]

@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::engine::event::Event;
 use crate::engine::graph::{Graph, NodeIx};
-use crate::engine::state::{NodeState, Phase, RunState};
+use crate::engine::state::{NodeState, Phase, RunState, cancelled};
 use crate::local::Watch;
 
 use super::printer::Printer;
@@ -29,7 +29,7 @@ pub(super) struct Lines(pub(super) Printer);
 impl Watch for Lines {
     fn event(&mut self, graph: &Graph, state: &RunState, event: &Event) {
         match event {
-            Event::Cancelled { .. } => self.0.say("the run is being cancelled"),
+            Event::Cancelled { cause, .. } => self.0.say(&cancelled(*cause).message),
             Event::Started { node, .. } => self.0.say(&format!("{}: started", graph.name(*node))),
             Event::Ended { node, .. }
             | Event::Skipped { node, .. }
@@ -166,7 +166,8 @@ pub(super) fn table(graph: &Graph, state: &RunState, phase: Phase) -> String {
                 .reason
                 .as_ref()
                 .map(|reason| reason.message.clone());
-            let parts: Vec<String> = [why, said].into_iter().flatten().collect();
+            let mut parts: Vec<String> = [why, said].into_iter().flatten().collect();
+            parts.dedup();
             detail = parts
                 .join("; ")
                 .lines()

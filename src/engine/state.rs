@@ -383,6 +383,7 @@ impl RunState {
     }
 
     /// Attempts that are being carried out.
+    #[must_use]
     pub fn running(&self) -> impl ExactSizeIterator<Item = NodeIx> {
         self.running.iter().copied()
     }

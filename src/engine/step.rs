@@ -164,14 +164,14 @@ pub fn step(graph: &Graph, state: &RunState, limits: &Limits, now: Timestamp) ->
 
 fn wind_down(graph: &Graph, state: &RunState, cause: CancelCause, decisions: &mut Vec<Decision>) {
     for node in state.running() {
-        if let NodeState::Running(running) = state.node(node) {
-            if running.killing.is_none() {
-                decisions.push(Decision::Kill {
-                    node,
-                    attempt: running.attempt,
-                    cause: KillCause::Cancel(cause),
-                });
-            }
+        if let NodeState::Running(running) = state.node(node)
+            && running.killing.is_none()
+        {
+            decisions.push(Decision::Kill {
+                node,
+                attempt: running.attempt,
+                cause: KillCause::Cancel(cause),
+            });
         }
     }
     for node in &state.lost {
@@ -263,6 +263,8 @@ pub enum Waiting {
         /// The first few, each with what it is doing.
         first: Vec<(String, Phase)>,
     },
+    /// Nothing: the next step starts it.
+    Nothing,
     /// As many attempts run as may.
     Slot {
         /// The limit.
@@ -292,10 +294,14 @@ impl fmt::Display for Waiting {
                     more => write!(f, " and {more} more"),
                 }
             }
+            Self::Nothing => f.write_str("is about to start"),
             Self::Slot { limit } => write!(f, "waits for a free slot: {limit} of {limit} running"),
             Self::Suspended => f.write_str("the run is suspended"),
             Self::Retry { lost } => {
-                write!(f, "attempt {lost} was lost; the next waits for a free slot")
+                write!(
+                    f,
+                    "attempt {lost} was lost; whether there is another is decided next"
+                )
             }
         }
     }
@@ -327,8 +333,9 @@ pub fn waiting<'a>(
                 }
             }
             NodeState::Pending if state.suspended => Waiting::Suspended,
-            NodeState::Pending => Waiting::Slot {
-                limit: limits.parallelism.map_or(usize::MAX, NonZeroUsize::get),
+            NodeState::Pending => match limits.parallelism.map(NonZeroUsize::get) {
+                Some(limit) if state.running.len() >= limit => Waiting::Slot { limit },
+                _ => Waiting::Nothing,
             },
         };
         Some((node, why))

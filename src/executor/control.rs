@@ -45,10 +45,10 @@ impl Control {
 
     #[allow(clippy::unused_self)]
     fn signal(&self, inner: &mut Inner, signal: Signal) {
-        if let Some(group) = inner.group {
-            if kill_process_group(group, signal).is_ok() {
-                inner.reached = true;
-            }
+        if let Some(group) = inner.group
+            && kill_process_group(group, signal).is_ok()
+        {
+            inner.reached = true;
         }
     }
 

@@ -49,11 +49,11 @@ impl Field {
         let mut cut = self.cut;
         if cut > 0 {
             // The cut may have gone through a character: the rest of it goes too.
-            if let Err(error) = std::str::from_utf8(&text) {
-                if error.error_len().is_none() {
-                    cut += (text.len() - error.valid_up_to()) as u64;
-                    text.truncate(error.valid_up_to());
-                }
+            if let Err(error) = std::str::from_utf8(&text)
+                && error.error_len().is_none()
+            {
+                cut += (text.len() - error.valid_up_to()) as u64;
+                text.truncate(error.valid_up_to());
             }
             truncated.insert(name.to_owned(), cut);
         }
@@ -113,10 +113,10 @@ impl LineParser {
             }
             let end = memchr(b'\n', bytes);
             let (line, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
-            if let At::Field(index) = self.at {
-                if let Some(field) = self.fields.get_mut(index) {
-                    field.push(line);
-                }
+            if let At::Field(index) = self.at
+                && let Some(field) = self.fields.get_mut(index)
+            {
+                field.push(line);
             }
             if end.is_some() {
                 self.at = At::Start(Vec::new());

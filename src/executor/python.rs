@@ -161,7 +161,7 @@ fn request(
 ) -> Result<Vec<u8>, String> {
     let text = |text: OsString| {
         text.into_string()
-            .map_err(|text| format!("{:?} is not UTF-8, which a Python call needs", text))
+            .map_err(|text| format!("{} is not UTF-8, which a Python call needs", text.display()))
     };
     let mut path = Vec::new();
     for entry in &api.path {

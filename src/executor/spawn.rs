@@ -2,7 +2,7 @@
 //!
 //! Why our own and not `std::process`: the parent-death signal must be set between fork and
 //! exec, and std then forks the whole address space, which costs a fifth more per process than
-//! sharing it until exec (`CLONE_VFORK | CLONE_VM`, as posix_spawn does).
+//! sharing it until exec (`CLONE_VFORK | CLONE_VM`, as `posix_spawn` does).
 //!
 //! The only unsafe code of the crate. Between clone and exec the child shares our memory: it
 //! must only make system calls on values that were prepared before, never allocate, lock or
@@ -79,7 +79,7 @@ pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
             command.stderr.as_raw_fd(),
         ],
         inherit: command.inherit.map_or(-1, |fd| fd.as_raw_fd()),
-        guard: GUARD.get().map_or(-1, |guard| guard.as_raw_fd()),
+        guard: GUARD.get().map_or(-1, rustix::fd::AsRawFd::as_raw_fd),
         parent: rustix::process::getpid().as_raw_nonzero().get(),
         // SAFETY: an all-zero signal set is a valid value; it is filled below.
         mask: unsafe { std::mem::zeroed() },

@@ -135,13 +135,14 @@ fn text(
     for piece in &pieces {
         match piece {
             Piece::Literal(literal) => filled.push_str(literal),
-            Piece::Name { name, written } => match params.get(name) {
-                Some(value) => filled.push_str(&value.to_plain_text()),
-                None => {
+            Piece::Name { name, written } => {
+                if let Some(value) = params.get(name) {
+                    filled.push_str(&value.to_plain_text());
+                } else {
                     unknown(at, name);
                     filled.push_str(written);
                 }
-            },
+            }
         }
     }
     Tree {

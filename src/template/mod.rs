@@ -101,15 +101,14 @@ pub fn read_params(source: &str, text: &str) -> Result<Params, Problems> {
         .map_err(|list| Problems::new(source, list))?;
     let found = tree.kind_name();
     let at = tree.at;
-    match tree.kind {
-        Kind::Map(members) => Ok(members
+    if let Kind::Map(members) = tree.kind {
+        Ok(members
             .into_iter()
             .map(|(key, value)| (key.name, value.into_value()))
-            .collect()),
-        _ => {
-            let message = format!("found {found}; expected an object of parameters");
-            Err(Problems::new(source, vec![Problem::in_text(at, message)]))
-        }
+            .collect())
+    } else {
+        let message = format!("found {found}; expected an object of parameters");
+        Err(Problems::new(source, vec![Problem::in_text(at, message)]))
     }
 }
 

@@ -198,14 +198,33 @@ impl Parser<'_> {
             .and_then(|expr| self.expr(expr, &format!("{path}.decision_expr")));
         let timeout =
             field("timeout").and_then(|limit| self.timeout(limit, &format!("{path}.timeout")));
-        let Some(action_tree) = field("action") else {
-            let message = "`action` is missing; expected {\"type\": \"cmd\", \"cmd\": …} or {\"type\": \"api\", \"module\": …, \"function\": …}";
-            self.problem(key.at, &path, message);
-            return None;
+        let action = match field("action") {
+            Some(action) => self.action(action, &format!("{path}.action")),
+            None => {
+                let message = "`action` is missing; expected {\"type\": \"cmd\", \"cmd\": …} or {\"type\": \"api\", \"module\": …, \"function\": …}";
+                self.problem(key.at, &path, message);
+                None
+            }
         };
-        let (action, action_shown) = self.action(action_tree, &format!("{path}.action"))?;
-        if matches!(action, Action::Cmd(_)) {
-            self.check_options(field("param"), &param, &format!("{path}.param"));
+        // A node with a bad action stays in the spec, so that its edges are checked all the
+        // same; beside a problem, no spec ever runs.
+        let (action, action_shown) = action.unwrap_or_else(|| {
+            let none = Cmd {
+                program: EnvText::default(),
+                args: Vec::new(),
+                env: Vec::new(),
+            };
+            (Action::Cmd(none), Value::Null)
+        });
+        if let (
+            Action::Cmd(_),
+            Some(Tree {
+                kind: Kind::Map(param),
+                ..
+            }),
+        ) = (&action, field("param"))
+        {
+            self.check_options(param, &format!("{path}.param"));
         }
         Some(Node {
             name: name?,
@@ -221,18 +240,15 @@ impl Parser<'_> {
     }
 
     /// A parameter's name becomes an option of a command, so it may not be cut or empty.
-    fn check_options(&mut self, tree: Option<&Tree>, param: &[(String, Value)], path: &str) {
-        let at = tree.map_or(Place::NONE, |tree| tree.at);
-        for (name, _) in param {
-            let plain = !name.is_empty()
-                && !name.starts_with('-')
-                && !name.contains(['=', '\0'])
-                && !name.contains(char::is_whitespace);
-            if !plain {
+    fn check_options(&mut self, param: &Members, path: &str) {
+        for (key, _) in param {
+            let name = &key.name;
+            let cut = name.contains(['=', '\0']) || name.contains(char::is_whitespace);
+            if cut || name.is_empty() || name.starts_with('-') {
                 let message = format!(
                     "`{name}` cannot be an option of a command; expected a name without leading -, =, or space"
                 );
-                self.problem(at, path, message);
+                self.problem(key.at, path, message);
             }
         }
     }

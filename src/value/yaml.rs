@@ -275,7 +275,7 @@ mod tests {
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..12 {
             let alias = format!("*a{}, ", level - 1).repeat(10);
-            bomb.push_str(&format!("a{level}: &a{level} [{alias}]\n"));
+            bomb += &format!("a{level}: &a{level} [{alias}]\n");
         }
         assert!(read_text(&bomb).is_err_and(|e| e.contains("aliases make")));
     }

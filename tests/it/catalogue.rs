@@ -31,16 +31,30 @@ fn register_list_run_unregister() {
         0
     );
     assert_eq!(register(&place, &["--version", "1.1"]).0, 0);
-    assert_eq!(
-        register(&place, &["--version", "1.1"]),
-        (
-            2,
-            "error: x.y.cat.svc: version 1.1 is registered already\n".to_owned()
-        )
+    // The same again changes what is said of it; another template needs another version.
+    let again = ["--version", "1.1", "--desc", "A new word"];
+    assert_eq!(register(&place, &again).0, 0);
+    template(&place, "other.template");
+    let done = place.apscli(&[
+        "register",
+        "--fqsn",
+        "x.y.cat.svc",
+        "--template",
+        "other.template",
+        "--version",
+        "1.1",
+    ]);
+    assert_eq!(done.status, 2);
+    assert!(
+        done.stderr
+            .contains("version 1.1 is registered already, with the template "),
+        "{}",
+        done.stderr
     );
+    place.write("metadata/x/stray.yaml", "a: [");
     let list = place.apscli(&["list"]).stdout;
     assert!(
-        list.contains("x.y.cat.svc") && list.contains("1.1,1.10") && list.contains("A service"),
+        list.contains("x.y.cat.svc") && list.contains("1.1,1.10") && list.contains("A new word"),
         "{list}"
     );
 

@@ -40,7 +40,7 @@ fn check(done: &Done, return_code: i64) {
         .into();
     assert_eq!(statuses, ["success", "success", "failure", "success"]);
     assert_eq!(json["return_code"], return_code);
-    assert_eq!(done.status, if return_code == 1 { 0 } else { 1 });
+    assert_eq!(done.status, i32::from(return_code != 1));
     for name in ["a", "b", "c", "d"] {
         let time = node(name)["start_time"].as_str().unwrap().to_owned();
         assert!(

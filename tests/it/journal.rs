@@ -133,12 +133,10 @@ fn any_cut_of_the_journal_resumes() {
         };
         let done = place.apscli(&["run", "--resume", "run", "-o", "json", "--on-lost", "retry"]);
         assert_eq!(done.status, 0, "cut at {cut}: {}", done.stderr);
-        let expected: String = ["a", "b", "c"]
-            .into_iter()
-            .filter(|name| !ended(name))
-            .map(|name| format!("{name}\n"))
-            .collect();
-        assert_eq!(place.read("did"), expected, "cut at {cut}");
+        let mut expected = vec!["a", "b", "c"];
+        expected.retain(|name| !ended(name));
+        let did = place.read("did");
+        assert_eq!(did.lines().collect::<Vec<_>>(), expected, "cut at {cut}");
         cuts += 1;
     }
     assert!(cuts > 50, "{cuts}");

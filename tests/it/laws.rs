@@ -346,7 +346,7 @@ fn timeouts_wake_and_kill_once() {
     let text = r#"{"a": {"action": {"type": "cmd", "cmd": "true"}, "timeout": 5}, "b": {"prev_nodes": ["a"], "action": {"type": "cmd", "cmd": "true"}}}"#;
     let graph = graph(text);
     let limits = Limits {
-        timeout: Some(Duration::from_secs(60)),
+        timeout: Some(Duration::from_mins(1)),
         ..Limits::default()
     };
     let a = graph.find("a").unwrap();

@@ -16,5 +16,6 @@ mod layers;
 mod nodes;
 mod program;
 mod python;
+mod readme;
 mod scenarios;
 mod vectors;

@@ -182,10 +182,10 @@ impl Player {
                 for word in &rest {
                     match word.split_once('=').unwrap_or_else(|| panic!("{line}")) {
                         ("parallel", n) => {
-                            self.limits.parallelism = NonZeroUsize::new(n.parse().unwrap())
+                            self.limits.parallelism = NonZeroUsize::new(n.parse().unwrap());
                         }
                         ("timeout", s) => {
-                            self.limits.timeout = Some(Duration::from_secs(s.parse().unwrap()))
+                            self.limits.timeout = Some(Duration::from_secs(s.parse().unwrap()));
                         }
                         ("on_lost", "retry") => self.limits.on_lost = OnLost::Retry,
                         _ => panic!("{line}"),

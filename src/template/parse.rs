@@ -198,13 +198,12 @@ impl Parser<'_> {
             .and_then(|expr| self.expr(expr, &format!("{path}.decision_expr")));
         let timeout =
             field("timeout").and_then(|limit| self.timeout(limit, &format!("{path}.timeout")));
-        let action = match field("action") {
-            Some(action) => self.action(action, &format!("{path}.action")),
-            None => {
-                let message = "`action` is missing; expected {\"type\": \"cmd\", \"cmd\": …} or {\"type\": \"api\", \"module\": …, \"function\": …}";
-                self.problem(key.at, &path, message);
-                None
-            }
+        let action = if let Some(action) = field("action") {
+            self.action(action, &format!("{path}.action"))
+        } else {
+            let message = "`action` is missing; expected {\"type\": \"cmd\", \"cmd\": …} or {\"type\": \"api\", \"module\": …, \"function\": …}";
+            self.problem(key.at, &path, message);
+            None
         };
         // A node with a bad action stays in the spec, so that its edges are checked all the
         // same; beside a problem, no spec ever runs.

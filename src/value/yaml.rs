@@ -272,12 +272,15 @@ mod tests {
             read_text("a: &x [1, 2]\nb: *x\n").as_deref(),
             Ok(r#"{"a":[1,2],"b":[1,2]}"#)
         );
-        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
-        for level in 1..12 {
-            let alias = format!("*a{}, ", level - 1).repeat(10);
-            bomb += &format!("a{level}: &a{level} [{alias}]\n");
-        }
-        assert!(read_text(&bomb).is_err_and(|e| e.contains("aliases make")));
+        let bomb: Vec<String> = (0..12_usize)
+            .map(|level| {
+                let below = level
+                    .checked_sub(1)
+                    .map_or("x, ".to_owned(), |below| format!("*a{below}, "));
+                format!("a{level}: &a{level} [{}]\n", below.repeat(10))
+            })
+            .collect();
+        assert!(read_text(&bomb.concat()).is_err_and(|e| e.contains("aliases make")));
     }
 
     #[test]

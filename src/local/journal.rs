@@ -30,7 +30,7 @@ const FORMAT: u32 = 1;
 /// What a run was started with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Header {
-    /// [`FORMAT`] of the writer.
+    /// The format that its writer used.
     pub journal_format: u32,
     /// The template's name in errors.
     pub source: String,

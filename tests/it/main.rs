@@ -10,6 +10,7 @@
 mod bad_input;
 mod catalogue;
 mod example;
+mod fuzz;
 mod journal;
 mod laws;
 mod layers;

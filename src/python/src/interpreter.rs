@@ -116,7 +116,7 @@ impl<'py> Interpreter<'py> {
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(std::io::Error::from)?;
         rustix::stdio::dup2_stdin(null.as_fd()).map_err(std::io::Error::from)?;
-        for (name, buffered) in [("stdout", true), ("stderr", true)] {
+        for name in ["stdout", "stderr"] {
             let stream = self.sys.getattr(name)?;
             // Lines show as they are printed, and no text that a program can hold makes a print fail.
             let how = [
@@ -127,7 +127,7 @@ impl<'py> Interpreter<'py> {
                 ),
                 (
                     "line_buffering",
-                    buffered.into_pyobject(self.py)?.to_owned().into_any(),
+                    true.into_pyobject(self.py)?.to_owned().into_any(),
                 ),
             ];
             stream.call_method("reconfigure", (), Some(&how.into_py_dict(self.py)?))?;

@@ -31,6 +31,10 @@ EXTENSION = os.path.abspath(os.environ.get("APSCLI_PYTHON_EXTENSION", ""))
 PYTHON = os.environ.get("APSCLI_PYTHON", sys.executable)
 MIB = 1 << 20
 
+# A setting like PYTHONUNBUFFERED would make some tests pass that should not.
+for name in [name for name in os.environ if name.startswith("PYTHON")]:
+    del os.environ[name]
+
 USER = {
     "user.py": '''
 import functools, os, random, sys, time
@@ -139,6 +143,7 @@ def wrapped(connection, ip): return {"return_code": 0, "output": [connection, ip
 builtin = len
 ''',
     "raises_at_import.py": "x = 1\nraise RuntimeError('no licence')\n",
+    "says_it_is_missing.py": "raise ModuleNotFoundError('I am not here', name='says_it_is_missing')\n",
     "imports_missing.py": "import there_is_no_such_thing\n",
     "broken.py": "def f(:\n",
     "exits.py": "import sys; sys.exit(4)\n",
@@ -436,6 +441,7 @@ class Served(unittest.TestCase):
         self.assertNotIn("importlib", call.stderr)
         _, message = self.exception("import", "f", module="imports_missing")
         self.assertEqual(message, "ModuleNotFoundError: No module named 'there_is_no_such_thing'")
+        self.exception("import", "f", "ModuleNotFoundError: I am not here", module="says_it_is_missing")
         self.exception("import", "f", "SyntaxError", "broken.py", module="broken")
         self.exception("import", "f", "SystemExit: 4", module="exits")
 

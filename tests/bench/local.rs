@@ -110,11 +110,13 @@ fn seconds_of<'a>(contestants: &'a [Contestant<'_>], what: &str) -> &'a [f64] {
 fn spread(values: &[f64]) -> Json {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let round = |value: Option<&f64>| value.map(|value| (value * 10_000.0).round() / 10_000.0);
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
+    let round = |value: f64| (value * 10_000.0).round() / 10_000.0;
+    let last = sorted.len().saturating_sub(1);
     json!({
-        "median": round(sorted.get(sorted.len() / 2)),
-        "min": round(sorted.first()),
-        "max": round(sorted.last()),
+        "median": round(f64::midpoint(at(last / 2), at(sorted.len() / 2))),
+        "min": round(at(0)),
+        "max": round(at(last)),
     })
 }
 
@@ -225,10 +227,9 @@ fn bare_many(n: usize, threads: usize, stdout: Stdout) -> Result<Duration> {
 }
 
 fn apscli(template: &Path, runs: &Path, parallel: usize, python: Option<&str>) -> Result<Duration> {
-    let dir = runs.join("run");
-    if dir.exists() {
-        fs::remove_dir_all(&dir)?;
-    }
+    // A new folder for each run, all removed at the very end: for some seconds after thousands of
+    // files are deleted, ext4 makes new ones several times slower.
+    let dir = tempfile::Builder::new().prefix("run").tempdir_in(runs)?.keep();
     let mut command = Command::new(env!("CARGO_BIN_EXE_apscli"));
     command.arg("run").arg("--template").arg(template).arg("--log-dir").arg(&dir);
     command.args(["--output", "json", "--parallel", &parallel.to_string()]);

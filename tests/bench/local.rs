@@ -73,6 +73,7 @@ struct Contestant<'a> {
     what: &'a str,
     go: Box<dyn FnMut() -> Result<Duration> + 'a>,
     seconds: Vec<f64>,
+    cpu: Vec<f64>,
 }
 
 impl<'a> Contestant<'a> {
@@ -81,6 +82,7 @@ impl<'a> Contestant<'a> {
             what,
             go: Box::new(go),
             seconds: Vec::new(),
+            cpu: Vec::new(),
         }
     }
 }
@@ -94,11 +96,37 @@ fn take_turns(contestants: &mut [Contestant<'_>]) -> Result<()> {
         }
         contestants.rotate_left(1);
         for contestant in &mut *contestants {
+            let before = cpu()?;
             let seconds = (contestant.go)()?.as_secs_f64();
             contestant.seconds.push(seconds);
+            contestant.cpu.push(cpu()? - before);
         }
     }
     Ok(())
+}
+
+/// CPU seconds of this process and of all that it has reaped. Work, where the wall also counts
+/// how long others kept the machine.
+fn cpu() -> Result<f64> {
+    // Linux tells it in hundredths, whatever the kernel's own clock is.
+    const TICKS: f64 = 100.0;
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let mut sum = 0.0;
+    for field in fields.skip(11).take(4) {
+        sum += field.parse::<f64>()?;
+    }
+    Ok(sum / TICKS)
+}
+
+/// How the CPU seconds of one compare with those of another, for fan and chain.
+fn cpu_line(bench: &str, contestants: &[Contestant<'_>], n: usize, parallel: usize, against: &str) {
+    let of = |what: &str| contestants.iter().find(|contestant| contestant.what == what);
+    if let (Some(ours), Some(theirs)) = (of("apscli"), of(against)) {
+        let against = format!("CPU seconds: this / {against}");
+        let ratio = Ratio::new(&against, &ours.cpu, &theirs.cpu, "none");
+        line(bench, "apscli, CPU seconds", n, parallel, &ours.cpu, Some(&ratio));
+    }
 }
 
 fn seconds_of<'a>(contestants: &'a [Contestant<'_>], what: &str) -> &'a [f64] {
@@ -293,6 +321,9 @@ fn fan(folder: &Path, n: usize) -> Result<()> {
 
     let ours = seconds_of(&contestants, "apscli");
     line("fan", "apscli", n, PARALLEL, ours, None);
+    for against in ["bare with pipe", "make", "ninja"] {
+        cpu_line("fan", &contestants, n, PARALLEL, against);
+    }
     for (what, limit) in [
         ("bare with pipe", ">= 0.9"),
         ("bare", "none"),
@@ -317,6 +348,7 @@ fn chain(folder: &Path, n: usize) -> Result<()> {
     take_turns(&mut contestants)?;
     let ours = seconds_of(&contestants, "apscli");
     line("chain", "apscli", n, 1, ours, None);
+    cpu_line("chain", &contestants, n, 1, "bare with pipe");
     for (what, limit) in [("bare with pipe", "<= 1.2"), ("bare", "none")] {
         let theirs = seconds_of(&contestants, what);
         line("chain", what, n, 1, theirs, Some(&Ratio::new("apscli / this", ours, theirs, limit)));

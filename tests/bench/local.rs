@@ -36,7 +36,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const REPEATS: usize = 5;
 /// No further repeats of a part after this; three there are in any case.
-const PART: Duration = Duration::from_secs(120);
+const PART: Duration = Duration::from_mins(2);
 const LEAST_REPEATS: usize = 3;
 /// Processes at once, the same for everybody.
 const PARALLEL: usize = 4;
@@ -48,7 +48,11 @@ fn main() -> Result<()> {
     if !words.iter().any(|word| word == "--bench") {
         return Ok(());
     }
-    let parts: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
+    let parts: Vec<&str> = words
+        .iter()
+        .map(String::as_str)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
     let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     if wanted("fan") {
@@ -111,7 +115,11 @@ fn cpu() -> Result<f64> {
     // Linux tells it in hundredths, whatever the kernel's own clock is.
     const TICKS: f64 = 100.0;
     let stat = fs::read_to_string("/proc/self/stat")?;
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let fields = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace();
     let mut sum = 0.0;
     for field in fields.skip(11).take(4) {
         sum += field.parse::<f64>()?;
@@ -121,16 +129,29 @@ fn cpu() -> Result<f64> {
 
 /// How the CPU seconds of one compare with those of another, for fan and chain.
 fn cpu_line(bench: &str, contestants: &[Contestant<'_>], n: usize, parallel: usize, against: &str) {
-    let of = |what: &str| contestants.iter().find(|contestant| contestant.what == what);
+    let of = |what: &str| {
+        contestants
+            .iter()
+            .find(|contestant| contestant.what == what)
+    };
     if let (Some(ours), Some(theirs)) = (of("apscli"), of(against)) {
         let against = format!("CPU seconds: this / {against}");
         let ratio = Ratio::new(&against, &ours.cpu, &theirs.cpu, "none");
-        line(bench, "apscli, CPU seconds", n, parallel, &ours.cpu, Some(&ratio));
+        line(
+            bench,
+            "apscli, CPU seconds",
+            n,
+            parallel,
+            &ours.cpu,
+            Some(&ratio),
+        );
     }
 }
 
 fn seconds_of<'a>(contestants: &'a [Contestant<'_>], what: &str) -> &'a [f64] {
-    let found = contestants.iter().find(|contestant| contestant.what == what);
+    let found = contestants
+        .iter()
+        .find(|contestant| contestant.what == what);
     found.map_or(&[], |contestant| &contestant.seconds)
 }
 
@@ -158,12 +179,27 @@ struct Ratio<'a> {
 impl<'a> Ratio<'a> {
     /// `over / under`, repeat by repeat.
     fn new(against: &'a str, over: &[f64], under: &[f64], limit: &'a str) -> Self {
-        let values = over.iter().zip(under).map(|(over, under)| over / under).collect();
-        Self { against, values, limit }
+        let values = over
+            .iter()
+            .zip(under)
+            .map(|(over, under)| over / under)
+            .collect();
+        Self {
+            against,
+            values,
+            limit,
+        }
     }
 }
 
-fn line(bench: &str, what: &str, n: usize, parallel: usize, seconds: &[f64], ratio: Option<&Ratio<'_>>) {
+fn line(
+    bench: &str,
+    what: &str,
+    n: usize,
+    parallel: usize,
+    seconds: &[f64],
+    ratio: Option<&Ratio<'_>>,
+) {
     let mut line = json!({
         "bench": bench,
         "what": what,
@@ -177,8 +213,11 @@ fn line(bench: &str, what: &str, n: usize, parallel: usize, seconds: &[f64], rat
     if let (Some(ratio), Some(line)) = (ratio, line.as_object_mut()) {
         let spread = spread(&ratio.values);
         line.insert("against".to_owned(), json!(ratio.against));
-        line.insert("ratio".to_owned(), spread["median"].clone());
-        line.insert("ratio_spread".to_owned(), json!([spread["min"], spread["max"]]));
+        line.insert("ratio".to_owned(), json!(spread.get("median")));
+        line.insert(
+            "ratio_spread".to_owned(),
+            json!([spread.get("min"), spread.get("max")]),
+        );
         line.insert("limit".to_owned(), json!(ratio.limit));
     }
     println!("{line}");
@@ -190,13 +229,19 @@ fn skipped(bench: &str, what: &str, why: &str) {
 
 fn is_there(program: &str) -> bool {
     let mut command = Command::new(program);
-    command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
 /// Runs a command to its good end.
 fn timed(command: &mut Command) -> Result<Duration> {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let start = Instant::now();
     let status = command.status()?;
     let took = start.elapsed();
@@ -228,7 +273,11 @@ fn bare(stdout: Stdout) -> Result<()> {
         pipe.read_to_end(&mut Vec::new())?;
     }
     let status = child.wait()?;
-    if status.success() { Ok(()) } else { Err(status.to_string().into()) }
+    if status.success() {
+        Ok(())
+    } else {
+        Err(status.to_string().into())
+    }
 }
 
 /// As many bare processes by as many threads.
@@ -257,9 +306,17 @@ fn bare_many(n: usize, threads: usize, stdout: Stdout) -> Result<Duration> {
 fn apscli(template: &Path, runs: &Path, parallel: usize, python: Option<&str>) -> Result<Duration> {
     // A new folder for each run, all removed at the very end: for some seconds after thousands of
     // files are deleted, ext4 makes new ones several times slower.
-    let dir = tempfile::Builder::new().prefix("run").tempdir_in(runs)?.keep();
+    let dir = tempfile::Builder::new()
+        .prefix("run")
+        .tempdir_in(runs)?
+        .keep();
     let mut command = Command::new(env!("CARGO_BIN_EXE_apscli"));
-    command.arg("run").arg("--template").arg(template).arg("--log-dir").arg(&dir);
+    command
+        .arg("run")
+        .arg("--template")
+        .arg(template)
+        .arg("--log-dir")
+        .arg(&dir);
     command.args(["--output", "json", "--parallel", &parallel.to_string()]);
     command.args(python.map(|python| format!("--python={python}")));
     timed(&mut command)
@@ -269,9 +326,15 @@ fn apscli(template: &Path, runs: &Path, parallel: usize, python: Option<&str>) -
 fn template(folder: &Path, name: &str, n: usize, in_a_row: bool, action: &Json) -> Result<PathBuf> {
     let mut nodes = serde_json::Map::new();
     for index in 0..n {
-        let prev = index.checked_sub(1).filter(|_| in_a_row).map(|prev| format!("n{prev}"));
+        let prev = index
+            .checked_sub(1)
+            .filter(|_| in_a_row)
+            .map(|prev| format!("n{prev}"));
         let prev_nodes: Vec<String> = prev.into_iter().collect();
-        nodes.insert(format!("n{index}"), json!({"prev_nodes": prev_nodes, "action": action}));
+        nodes.insert(
+            format!("n{index}"),
+            json!({"prev_nodes": prev_nodes, "action": action}),
+        );
     }
     let path = folder.join(name);
     fs::write(&path, serde_json::to_vec(&nodes)?)?;
@@ -279,11 +342,20 @@ fn template(folder: &Path, name: &str, n: usize, in_a_row: bool, action: &Json) 
 }
 
 fn fan(folder: &Path, n: usize) -> Result<()> {
-    let template = template(folder, "fan.json", n, false, &json!({"type": "cmd", "cmd": PROGRAM}))?;
+    let template = template(
+        folder,
+        "fan.json",
+        n,
+        false,
+        &json!({"type": "cmd", "cmd": PROGRAM}),
+    )?;
     let targets: Vec<String> = (0..n).map(|index| format!("t{index}")).collect();
     let targets = targets.join(" ");
     let makefile = folder.join("Makefile");
-    fs::write(&makefile, format!("all: {targets}\n.PHONY: all {targets}\n{targets}:\n\t@{PROGRAM}\n"))?;
+    fs::write(
+        &makefile,
+        format!("all: {targets}\n.PHONY: all {targets}\n{targets}:\n\t@{PROGRAM}\n"),
+    )?;
     let ninja_folder = folder.join("ninja");
     let mut ninja_file = format!("rule run\n command = {PROGRAM}\n");
     for index in 0..n {
@@ -299,7 +371,14 @@ fn fan(folder: &Path, n: usize) -> Result<()> {
     ];
     if is_there("make") {
         contestants.push(Contestant::new("make", || {
-            timed(Command::new("make").arg(&jobs).arg("-f").arg(&makefile).arg("-C").arg(folder))
+            timed(
+                Command::new("make")
+                    .arg(&jobs)
+                    .arg("-f")
+                    .arg(&makefile)
+                    .arg("-C")
+                    .arg(folder),
+            )
         }));
     } else {
         skipped("fan", "make", "there is no make in the PATH");
@@ -312,7 +391,12 @@ fn fan(folder: &Path, n: usize) -> Result<()> {
             }
             fs::create_dir(&ninja_folder)?;
             fs::write(ninja_folder.join("build.ninja"), &ninja_file)?;
-            timed(Command::new("ninja").arg(&jobs).arg("-C").arg(&ninja_folder))
+            timed(
+                Command::new("ninja")
+                    .arg(&jobs)
+                    .arg("-C")
+                    .arg(&ninja_folder),
+            )
         }));
     } else {
         skipped("fan", "ninja", "there is no ninja in the PATH");
@@ -332,14 +416,27 @@ fn fan(folder: &Path, n: usize) -> Result<()> {
     ] {
         let theirs = seconds_of(&contestants, what);
         if !theirs.is_empty() {
-            line("fan", what, n, PARALLEL, theirs, Some(&Ratio::new("this / apscli", theirs, ours, limit)));
+            line(
+                "fan",
+                what,
+                n,
+                PARALLEL,
+                theirs,
+                Some(&Ratio::new("this / apscli", theirs, ours, limit)),
+            );
         }
     }
     Ok(())
 }
 
 fn chain(folder: &Path, n: usize) -> Result<()> {
-    let template = template(folder, "chain.json", n, true, &json!({"type": "cmd", "cmd": PROGRAM}))?;
+    let template = template(
+        folder,
+        "chain.json",
+        n,
+        true,
+        &json!({"type": "cmd", "cmd": PROGRAM}),
+    )?;
     let mut contestants = vec![
         Contestant::new("bare", || bare_many(n, 1, Stdout::Inherited)),
         Contestant::new("bare with pipe", || bare_many(n, 1, Stdout::Piped)),
@@ -351,7 +448,14 @@ fn chain(folder: &Path, n: usize) -> Result<()> {
     cpu_line("chain", &contestants, n, 1, "bare with pipe");
     for (what, limit) in [("bare with pipe", "<= 1.2"), ("bare", "none")] {
         let theirs = seconds_of(&contestants, what);
-        line("chain", what, n, 1, theirs, Some(&Ratio::new("apscli / this", ours, theirs, limit)));
+        line(
+            "chain",
+            what,
+            n,
+            1,
+            theirs,
+            Some(&Ratio::new("apscli / this", ours, theirs, limit)),
+        );
     }
     Ok(())
 }
@@ -382,7 +486,9 @@ impl Shape {
             Self::Fan => Vec::new(),
             Self::Chain => node.checked_sub(1).into_iter().collect(),
             Self::Layers => match (node / WIDTH).checked_sub(1) {
-                Some(layer) => [0, 1, 7].map(|step| layer * WIDTH + (node + step) % WIDTH).to_vec(),
+                Some(layer) => [0, 1, 7]
+                    .map(|step| layer * WIDTH + (node + step) % WIDTH)
+                    .to_vec(),
                 None => Vec::new(),
             },
         }
@@ -394,7 +500,10 @@ impl Shape {
         for node in 0..n {
             let mut prev_nodes = Vec::new();
             for prev in self.prev(node) {
-                prev_nodes.push(Placed { at: Place::NONE, it: name(prev)? });
+                prev_nodes.push(Placed {
+                    at: Place::NONE,
+                    it: name(prev)?,
+                });
             }
             nodes.push(Node {
                 name: name(node)?,
@@ -412,7 +521,10 @@ impl Shape {
                 timeout: None,
             });
         }
-        Ok(Spec { nodes, decision_expr: None })
+        Ok(Spec {
+            nodes,
+            decision_expr: None,
+        })
     }
 }
 
@@ -444,10 +556,22 @@ fn instant(shape: Shape, n: usize) -> Result<Duration> {
         }
         let (node, attempt) = running.pop_front().ok_or("the run came to a stop")?;
         let outcome = Outcome::silent(Ending::Exited(0));
-        state.fold(&graph, &Event::Ended { node, attempt, outcome, at })?;
+        state.fold(
+            &graph,
+            &Event::Ended {
+                node,
+                attempt,
+                outcome,
+                at,
+            },
+        )?;
     };
     let took = start.elapsed();
-    if verdict.return_code == 1 { Ok(took) } else { Err("a run of instant nodes failed".into()) }
+    if verdict.return_code == 1 {
+        Ok(took)
+    } else {
+        Err("a run of instant nodes failed".into())
+    }
 }
 
 fn engine() -> Result<()> {
@@ -462,7 +586,12 @@ fn engine() -> Result<()> {
         let small = seconds_of(&contestants, "small");
         let large = seconds_of(&contestants, "large");
         line("engine", shape.name(), SMALL, 64, small, None);
-        let ratio = Ratio::new("this / 10000 nodes", large, small, "<= 12, and seconds <= 1");
+        let ratio = Ratio::new(
+            "this / 10000 nodes",
+            large,
+            small,
+            "<= 12, and seconds <= 1",
+        );
         line("engine", shape.name(), LARGE, 64, large, Some(&ratio));
     }
     Ok(())
@@ -502,7 +631,9 @@ fn forks(python: &str, n: usize, how: &str) -> Result<Duration> {
 
 fn api(folder: &Path, at_once: usize, in_a_row: usize) -> Result<()> {
     // What is called python3 may be a script that looks for the real one, each time.
-    let asked = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output();
+    let asked = Command::new("python3")
+        .args(["-c", "import sys; print(sys.executable)"])
+        .output();
     let Some(python) = asked.ok().filter(|output| output.status.success()) else {
         skipped("api", "all", "there is no python3 in the PATH");
         return Ok(());
@@ -510,13 +641,23 @@ fn api(folder: &Path, at_once: usize, in_a_row: usize) -> Result<()> {
     let python = String::from_utf8(python.stdout)?.trim().to_owned();
     let extension = Path::new(env!("CARGO_BIN_EXE_apscli")).with_file_name("libapscli_python.so");
     if !extension.exists() {
-        skipped("api", "all", "there is no extension module: cargo build --release --workspace makes it");
+        skipped(
+            "api",
+            "all",
+            "there is no extension module: cargo build --release --workspace makes it",
+        );
         return Ok(());
     }
-    fs::write(folder.join("trivial.py"), "def work():\n    return {'return_code': 0}\n")?;
+    fs::write(
+        folder.join("trivial.py"),
+        "def work():\n    return {'return_code': 0}\n",
+    )?;
     let action = json!({"type": "api", "module": "trivial", "function": "work", "path": ["."]});
     let one = template(folder, "api-one.json", 1, false, &action)?;
-    for (bench, n, parallel, how) in [("api at once", at_once, at_once, "all"), ("api in a row", in_a_row, 1, "row")] {
+    for (bench, n, parallel, how) in [
+        ("api at once", at_once, at_once, "all"),
+        ("api in a row", in_a_row, 1, "row"),
+    ] {
         let many = template(folder, "api.json", n, how == "row", &action)?;
         let mut contestants = vec![
             Contestant::new("bare fork", || forks(&python, n, how)),
@@ -534,7 +675,14 @@ fn api(folder: &Path, at_once: usize, in_a_row: usize) -> Result<()> {
         let whole = Ratio::new("this / bare fork", ours, theirs, "none");
         line(bench, "apscli", n, parallel, ours, Some(&whole));
         let rest = Ratio::new("this / bare fork", &nodes, theirs, "<= 3");
-        line(bench, "apscli without its start", n, parallel, &nodes, Some(&rest));
+        line(
+            bench,
+            "apscli without its start",
+            n,
+            parallel,
+            &nodes,
+            Some(&rest),
+        );
     }
     Ok(())
 }

@@ -1,0 +1,688 @@
+//! What a run on one machine costs, against the least that the same work can cost here.
+//!
+//! ```text
+//! cargo build --release --workspace && cargo bench --bench local [-- PART…]
+//! ```
+//! Parts: fan, chain, engine, api; none named: all. Prints one JSON object a line: seconds as
+//! median, least and most over the repeats; `ratio` is the median of the ratios of each repeat,
+//! against what stands in `against`, and `limit` what it should keep to.
+//!
+//! Contestants take turns within a repeat, so that a machine that is busy for a while is busy
+//! for all of them. A program and no timed test: on a shared machine only ratios say anything,
+//! and a slow one is no fault to stop for.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Read;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use apscli::engine::event::{Ending, Event, Outcome};
+use apscli::engine::graph::Graph;
+use apscli::engine::name::NodeName;
+use apscli::engine::spec::{Action, Cmd, EnvText, Node, Placed, Spec};
+use apscli::engine::state::RunState;
+use apscli::engine::step::{Decision, Limits, step};
+use apscli::value::{Place, Value};
+use jiff::Timestamp;
+use serde_json::{Value as Json, json};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+const REPEATS: usize = 5;
+/// No further repeats of a part after this; three there are in any case.
+const PART: Duration = Duration::from_mins(2);
+const LEAST_REPEATS: usize = 3;
+/// Processes at once, the same for everybody.
+const PARALLEL: usize = 4;
+const PROGRAM: &str = "/bin/true";
+
+fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    // Without this word it is `cargo test --all-targets` that calls: it wants no minutes of load.
+    if !words.iter().any(|word| word == "--bench") {
+        return Ok(());
+    }
+    let parts: Vec<&str> = words
+        .iter()
+        .map(String::as_str)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    if wanted("fan") {
+        fan(folder.path(), 5_000)?;
+    }
+    if wanted("chain") {
+        chain(folder.path(), 1_000)?;
+    }
+    if wanted("engine") {
+        engine()?;
+    }
+    if wanted("api") {
+        api(folder.path(), 1_000, 200)?;
+    }
+    Ok(())
+}
+
+// ── Measuring ───────────────────────────────────────────────────────────────────────────────
+
+/// One thing to be measured; it gives its own time, so that making ready does not count.
+struct Contestant<'a> {
+    what: &'a str,
+    go: Box<dyn FnMut() -> Result<Duration> + 'a>,
+    seconds: Vec<f64>,
+    cpu: Vec<f64>,
+}
+
+impl<'a> Contestant<'a> {
+    fn new(what: &'a str, go: impl FnMut() -> Result<Duration> + 'a) -> Self {
+        Self {
+            what,
+            go: Box::new(go),
+            seconds: Vec::new(),
+            cpu: Vec::new(),
+        }
+    }
+}
+
+/// Lets them take turns; each repeat begins with another one.
+fn take_turns(contestants: &mut [Contestant<'_>]) -> Result<()> {
+    let start = Instant::now();
+    for repeat in 0..REPEATS {
+        if repeat >= LEAST_REPEATS && start.elapsed() > PART {
+            break;
+        }
+        contestants.rotate_left(1);
+        for contestant in &mut *contestants {
+            let before = cpu()?;
+            let seconds = (contestant.go)()?.as_secs_f64();
+            contestant.seconds.push(seconds);
+            contestant.cpu.push(cpu()? - before);
+        }
+    }
+    Ok(())
+}
+
+/// CPU seconds of this process and of all that it has reaped. Work, where the wall also counts
+/// how long others kept the machine.
+fn cpu() -> Result<f64> {
+    // Linux tells it in hundredths, whatever the kernel's own clock is.
+    const TICKS: f64 = 100.0;
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let fields = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace();
+    let mut sum = 0.0;
+    for field in fields.skip(11).take(4) {
+        sum += field.parse::<f64>()?;
+    }
+    Ok(sum / TICKS)
+}
+
+/// How the CPU seconds of one compare with those of another, for fan and chain.
+fn cpu_line(bench: &str, contestants: &[Contestant<'_>], n: usize, parallel: usize, against: &str) {
+    let of = |what: &str| {
+        contestants
+            .iter()
+            .find(|contestant| contestant.what == what)
+    };
+    if let (Some(ours), Some(theirs)) = (of("apscli"), of(against)) {
+        let against = format!("CPU seconds: this / {against}");
+        let ratio = Ratio::new(&against, &ours.cpu, &theirs.cpu, "none");
+        line(
+            bench,
+            "apscli, CPU seconds",
+            n,
+            parallel,
+            &ours.cpu,
+            Some(&ratio),
+        );
+    }
+}
+
+fn seconds_of<'a>(contestants: &'a [Contestant<'_>], what: &str) -> &'a [f64] {
+    let found = contestants
+        .iter()
+        .find(|contestant| contestant.what == what);
+    found.map_or(&[], |contestant| &contestant.seconds)
+}
+
+/// Median, least, most.
+fn spread(values: &[f64]) -> Json {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
+    let round = |value: f64| (value * 10_000.0).round() / 10_000.0;
+    let last = sorted.len().saturating_sub(1);
+    json!({
+        "median": round(f64::midpoint(at(last / 2), at(sorted.len() / 2))),
+        "min": round(at(0)),
+        "max": round(at(last)),
+    })
+}
+
+/// A ratio over repeats and what it should keep to.
+struct Ratio<'a> {
+    against: &'a str,
+    values: Vec<f64>,
+    limit: &'a str,
+}
+
+impl<'a> Ratio<'a> {
+    /// `over / under`, repeat by repeat.
+    fn new(against: &'a str, over: &[f64], under: &[f64], limit: &'a str) -> Self {
+        let values = over
+            .iter()
+            .zip(under)
+            .map(|(over, under)| over / under)
+            .collect();
+        Self {
+            against,
+            values,
+            limit,
+        }
+    }
+}
+
+fn line(
+    bench: &str,
+    what: &str,
+    n: usize,
+    parallel: usize,
+    seconds: &[f64],
+    ratio: Option<&Ratio<'_>>,
+) {
+    let mut line = json!({
+        "bench": bench,
+        "what": what,
+        "n": n,
+        "parallel": parallel,
+        "seconds": spread(seconds),
+        "repeats": seconds.len(),
+        "ratio": null,
+        "limit": null,
+    });
+    if let (Some(ratio), Some(line)) = (ratio, line.as_object_mut()) {
+        let spread = spread(&ratio.values);
+        line.insert("against".to_owned(), json!(ratio.against));
+        line.insert("ratio".to_owned(), json!(spread.get("median")));
+        line.insert(
+            "ratio_spread".to_owned(),
+            json!([spread.get("min"), spread.get("max")]),
+        );
+        line.insert("limit".to_owned(), json!(ratio.limit));
+    }
+    println!("{line}");
+}
+
+fn skipped(bench: &str, what: &str, why: &str) {
+    println!("{}", json!({"bench": bench, "what": what, "skipped": why}));
+}
+
+fn is_there(program: &str) -> bool {
+    let mut command = Command::new(program);
+    command
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Runs a command to its good end.
+fn timed(command: &mut Command) -> Result<Duration> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let start = Instant::now();
+    let status = command.status()?;
+    let took = start.elapsed();
+    if status.success() {
+        Ok(took)
+    } else {
+        Err(format!("{command:?}: {status}").into())
+    }
+}
+
+// ── Processes ───────────────────────────────────────────────────────────────────────────────
+
+/// Whether the bare process has a pipe for its stdout that is read to its end, as a node has.
+#[derive(Clone, Copy)]
+enum Stdout {
+    Inherited,
+    Piped,
+}
+
+/// Starts and reaps one process. The standard library does this with `posix_spawn`, as long as
+/// nothing is asked for that it cannot do; nothing is here.
+fn bare(stdout: Stdout) -> Result<()> {
+    let mut command = Command::new(PROGRAM);
+    if let Stdout::Piped = stdout {
+        command.stdout(Stdio::piped());
+    }
+    let mut child = command.spawn()?;
+    if let Some(mut pipe) = child.stdout.take() {
+        pipe.read_to_end(&mut Vec::new())?;
+    }
+    let status = child.wait()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(status.to_string().into())
+    }
+}
+
+/// As many bare processes by as many threads.
+fn bare_many(n: usize, threads: usize, stdout: Stdout) -> Result<Duration> {
+    let begun = AtomicUsize::new(0);
+    let failed = AtomicUsize::new(0);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while begun.fetch_add(1, Ordering::Relaxed) < n {
+                    if bare(stdout).is_err() {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let took = start.elapsed();
+    match failed.into_inner() {
+        0 => Ok(took),
+        failed => Err(format!("{failed} of {n} bare processes failed").into()),
+    }
+}
+
+fn apscli(template: &Path, runs: &Path, parallel: usize, python: Option<&str>) -> Result<Duration> {
+    // A new folder for each run, all removed at the very end: for some seconds after thousands of
+    // files are deleted, ext4 makes new ones several times slower.
+    let dir = tempfile::Builder::new()
+        .prefix("run")
+        .tempdir_in(runs)?
+        .keep();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_apscli"));
+    command
+        .arg("run")
+        .arg("--template")
+        .arg(template)
+        .arg("--log-dir")
+        .arg(&dir);
+    command.args(["--output", "json", "--parallel", &parallel.to_string()]);
+    command.args(python.map(|python| format!("--python={python}")));
+    timed(&mut command)
+}
+
+/// A template of nodes `n0`, `n1`, …: all at once, or one after the other.
+fn template(folder: &Path, name: &str, n: usize, in_a_row: bool, action: &Json) -> Result<PathBuf> {
+    let mut nodes = serde_json::Map::new();
+    for index in 0..n {
+        let prev = index
+            .checked_sub(1)
+            .filter(|_| in_a_row)
+            .map(|prev| format!("n{prev}"));
+        let prev_nodes: Vec<String> = prev.into_iter().collect();
+        nodes.insert(
+            format!("n{index}"),
+            json!({"prev_nodes": prev_nodes, "action": action}),
+        );
+    }
+    let path = folder.join(name);
+    fs::write(&path, serde_json::to_vec(&nodes)?)?;
+    Ok(path)
+}
+
+fn fan(folder: &Path, n: usize) -> Result<()> {
+    let template = template(
+        folder,
+        "fan.json",
+        n,
+        false,
+        &json!({"type": "cmd", "cmd": PROGRAM}),
+    )?;
+    let targets: Vec<String> = (0..n).map(|index| format!("t{index}")).collect();
+    let targets = targets.join(" ");
+    let makefile = folder.join("Makefile");
+    fs::write(
+        &makefile,
+        format!("all: {targets}\n.PHONY: all {targets}\n{targets}:\n\t@{PROGRAM}\n"),
+    )?;
+    let ninja_folder = folder.join("ninja");
+    let mut ninja_file = format!("rule run\n command = {PROGRAM}\n");
+    for index in 0..n {
+        writeln!(ninja_file, "build t{index}: run")?;
+    }
+
+    let jobs = format!("-j{PARALLEL}");
+
+    let mut contestants = vec![
+        Contestant::new("bare", || bare_many(n, PARALLEL, Stdout::Inherited)),
+        Contestant::new("bare with pipe", || bare_many(n, PARALLEL, Stdout::Piped)),
+        Contestant::new("apscli", || apscli(&template, folder, PARALLEL, None)),
+    ];
+    if is_there("make") {
+        contestants.push(Contestant::new("make", || {
+            timed(
+                Command::new("make")
+                    .arg(&jobs)
+                    .arg("-f")
+                    .arg(&makefile)
+                    .arg("-C")
+                    .arg(folder),
+            )
+        }));
+    } else {
+        skipped("fan", "make", "there is no make in the PATH");
+    }
+    if is_there("ninja") {
+        contestants.push(Contestant::new("ninja", || {
+            // A new folder each time: ninja keeps a log of what it has built.
+            if ninja_folder.exists() {
+                fs::remove_dir_all(&ninja_folder)?;
+            }
+            fs::create_dir(&ninja_folder)?;
+            fs::write(ninja_folder.join("build.ninja"), &ninja_file)?;
+            timed(
+                Command::new("ninja")
+                    .arg(&jobs)
+                    .arg("-C")
+                    .arg(&ninja_folder),
+            )
+        }));
+    } else {
+        skipped("fan", "ninja", "there is no ninja in the PATH");
+    }
+    take_turns(&mut contestants)?;
+
+    let ours = seconds_of(&contestants, "apscli");
+    line("fan", "apscli", n, PARALLEL, ours, None);
+    for against in ["bare with pipe", "make", "ninja"] {
+        cpu_line("fan", &contestants, n, PARALLEL, against);
+    }
+    for (what, limit) in [
+        ("bare with pipe", ">= 0.9"),
+        ("bare", "none"),
+        ("make", "> 1"),
+        ("ninja", "> 1"),
+    ] {
+        let theirs = seconds_of(&contestants, what);
+        if !theirs.is_empty() {
+            line(
+                "fan",
+                what,
+                n,
+                PARALLEL,
+                theirs,
+                Some(&Ratio::new("this / apscli", theirs, ours, limit)),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn chain(folder: &Path, n: usize) -> Result<()> {
+    let template = template(
+        folder,
+        "chain.json",
+        n,
+        true,
+        &json!({"type": "cmd", "cmd": PROGRAM}),
+    )?;
+    let mut contestants = vec![
+        Contestant::new("bare", || bare_many(n, 1, Stdout::Inherited)),
+        Contestant::new("bare with pipe", || bare_many(n, 1, Stdout::Piped)),
+        Contestant::new("apscli", || apscli(&template, folder, PARALLEL, None)),
+    ];
+    take_turns(&mut contestants)?;
+    let ours = seconds_of(&contestants, "apscli");
+    line("chain", "apscli", n, 1, ours, None);
+    cpu_line("chain", &contestants, n, 1, "bare with pipe");
+    for (what, limit) in [("bare with pipe", "<= 1.2"), ("bare", "none")] {
+        let theirs = seconds_of(&contestants, what);
+        line(
+            "chain",
+            what,
+            n,
+            1,
+            theirs,
+            Some(&Ratio::new("apscli / this", ours, theirs, limit)),
+        );
+    }
+    Ok(())
+}
+
+// ── The engine alone ────────────────────────────────────────────────────────────────────────
+
+/// The predecessors of each node.
+#[derive(Clone, Copy)]
+enum Shape {
+    Fan,
+    Chain,
+    /// Layers of 100, each node with three predecessors in the layer before.
+    Layers,
+}
+
+impl Shape {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fan => "fan",
+            Self::Chain => "chain",
+            Self::Layers => "layers of 100, 3 predecessors each",
+        }
+    }
+
+    fn prev(self, node: usize) -> Vec<usize> {
+        const WIDTH: usize = 100;
+        match self {
+            Self::Fan => Vec::new(),
+            Self::Chain => node.checked_sub(1).into_iter().collect(),
+            Self::Layers => match (node / WIDTH).checked_sub(1) {
+                Some(layer) => [0, 1, 7]
+                    .map(|step| layer * WIDTH + (node + step) % WIDTH)
+                    .to_vec(),
+                None => Vec::new(),
+            },
+        }
+    }
+
+    fn spec(self, n: usize) -> Result<Spec> {
+        let name = |node: usize| -> Result<NodeName> { Ok(format!("n{node}").parse()?) };
+        let mut nodes = Vec::with_capacity(n);
+        for node in 0..n {
+            let mut prev_nodes = Vec::new();
+            for prev in self.prev(node) {
+                prev_nodes.push(Placed {
+                    at: Place::NONE,
+                    it: name(prev)?,
+                });
+            }
+            nodes.push(Node {
+                name: name(node)?,
+                at: Place::NONE,
+                id: None,
+                prev_nodes,
+                action: Action::Cmd(Cmd {
+                    program: EnvText::literal(PROGRAM),
+                    args: Vec::new(),
+                    env: Vec::new(),
+                }),
+                action_shown: Value::Null,
+                param: Vec::new(),
+                decision_expr: None,
+                timeout: None,
+            });
+        }
+        Ok(Spec {
+            nodes,
+            decision_expr: None,
+        })
+    }
+}
+
+/// Proves the spec and runs it, every node over at once. The ends come in one by one and each is
+/// answered before the next, which is the most that a driver can ask of the engine.
+fn instant(shape: Shape, n: usize) -> Result<Duration> {
+    const SLOTS: Option<NonZeroUsize> = NonZeroUsize::new(64);
+    let spec = shape.spec(n)?;
+    let at = Timestamp::UNIX_EPOCH;
+    let limits = Limits {
+        parallelism: SLOTS,
+        ..Limits::default()
+    };
+    let start = Instant::now();
+    let graph = Graph::build(spec).map_err(|errors| format!("{errors:?}"))?;
+    let mut state = RunState::new(&graph);
+    state.fold(&graph, &Event::RunStarted { at })?;
+    let mut running = VecDeque::new();
+    let verdict = loop {
+        let next = step(&graph, &state, &limits, at);
+        if let Some(verdict) = next.verdict {
+            break verdict;
+        }
+        for decision in next.decisions {
+            state.fold(&graph, &decision.event(at))?;
+            if let Decision::Start { node, attempt } = decision {
+                running.push_back((node, attempt));
+            }
+        }
+        let (node, attempt) = running.pop_front().ok_or("the run came to a stop")?;
+        let outcome = Outcome::silent(Ending::Exited(0));
+        state.fold(
+            &graph,
+            &Event::Ended {
+                node,
+                attempt,
+                outcome,
+                at,
+            },
+        )?;
+    };
+    let took = start.elapsed();
+    if verdict.return_code == 1 {
+        Ok(took)
+    } else {
+        Err("a run of instant nodes failed".into())
+    }
+}
+
+fn engine() -> Result<()> {
+    const SMALL: usize = 10_000;
+    const LARGE: usize = 100_000;
+    for shape in [Shape::Fan, Shape::Chain, Shape::Layers] {
+        let mut contestants = vec![
+            Contestant::new("small", || instant(shape, SMALL)),
+            Contestant::new("large", || instant(shape, LARGE)),
+        ];
+        take_turns(&mut contestants)?;
+        let small = seconds_of(&contestants, "small");
+        let large = seconds_of(&contestants, "large");
+        line("engine", shape.name(), SMALL, 64, small, None);
+        let ratio = Ratio::new(
+            "this / 10000 nodes",
+            large,
+            small,
+            "<= 12, and seconds <= 1",
+        );
+        line("engine", shape.name(), LARGE, 64, large, Some(&ratio));
+    }
+    Ok(())
+}
+
+// ── Python functions ────────────────────────────────────────────────────────────────────────
+
+/// Forks as often as the second word says, all at once or in a row, and prints the seconds. It
+/// has what the interpreter that serves api nodes has in memory, because a fork copies its map.
+const FORKS: &str = r"
+import importlib.machinery, inspect, json, os, sys, threading, time, traceback
+n, in_a_row = int(sys.argv[1]), sys.argv[2] == 'row'
+start = time.perf_counter()
+pids = []
+for _ in range(n):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    if in_a_row:
+        os.waitpid(pid, 0)
+    else:
+        pids.append(pid)
+for pid in pids:
+    os.waitpid(pid, 0)
+print(time.perf_counter() - start)
+";
+
+fn forks(python: &str, n: usize, how: &str) -> Result<Duration> {
+    let mut command = Command::new(python);
+    let output = command.args(["-c", FORKS, &n.to_string(), how]).output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into());
+    }
+    let seconds: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
+    Ok(Duration::try_from_secs_f64(seconds)?)
+}
+
+fn api(folder: &Path, at_once: usize, in_a_row: usize) -> Result<()> {
+    // What is called python3 may be a script that looks for the real one, each time.
+    let asked = Command::new("python3")
+        .args(["-c", "import sys; print(sys.executable)"])
+        .output();
+    let Some(python) = asked.ok().filter(|output| output.status.success()) else {
+        skipped("api", "all", "there is no python3 in the PATH");
+        return Ok(());
+    };
+    let python = String::from_utf8(python.stdout)?.trim().to_owned();
+    let extension = Path::new(env!("CARGO_BIN_EXE_apscli")).with_file_name("libapscli_python.so");
+    if !extension.exists() {
+        skipped(
+            "api",
+            "all",
+            "there is no extension module: cargo build --release --workspace makes it",
+        );
+        return Ok(());
+    }
+    fs::write(
+        folder.join("trivial.py"),
+        "def work():\n    return {'return_code': 0}\n",
+    )?;
+    let action = json!({"type": "api", "module": "trivial", "function": "work", "path": ["."]});
+    let one = template(folder, "api-one.json", 1, false, &action)?;
+    for (bench, n, parallel, how) in [
+        ("api at once", at_once, at_once, "all"),
+        ("api in a row", in_a_row, 1, "row"),
+    ] {
+        let many = template(folder, "api.json", n, how == "row", &action)?;
+        let mut contestants = vec![
+            Contestant::new("bare fork", || forks(&python, n, how)),
+            Contestant::new("one", || apscli(&one, folder, parallel, Some(&python))),
+            Contestant::new("apscli", || apscli(&many, folder, parallel, Some(&python))),
+        ];
+        take_turns(&mut contestants)?;
+        let theirs = seconds_of(&contestants, "bare fork");
+        let one = seconds_of(&contestants, "one");
+        let ours = seconds_of(&contestants, "apscli");
+        // The interpreter starts once a run; what a node costs is the rest.
+        let nodes: Vec<f64> = ours.iter().zip(one).map(|(ours, one)| ours - one).collect();
+        line(bench, "bare fork", n, parallel, theirs, None);
+        line(bench, "apscli with one node", 1, parallel, one, None);
+        let whole = Ratio::new("this / bare fork", ours, theirs, "none");
+        line(bench, "apscli", n, parallel, ours, Some(&whole));
+        let rest = Ratio::new("this / bare fork", &nodes, theirs, "<= 3");
+        line(
+            bench,
+            "apscli without its start",
+            n,
+            parallel,
+            &nodes,
+            Some(&rest),
+        );
+    }
+    Ok(())
+}

@@ -5,9 +5,9 @@ die with its machine), client-side rate limits are raised so that measurements s
 limiter, and nobody elects a leader. This module must not start processes.
 """
 
-import dataclasses
 import json
 import pathlib
+import typing
 
 from . import pki
 from .api import Api
@@ -43,8 +43,7 @@ IDENTITIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Programs:
+class Programs(typing.Protocol):
     """Where the built programs are."""
 
     etcd: pathlib.Path

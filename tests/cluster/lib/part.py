@@ -6,7 +6,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """`ready` is asked again and again after the start until it says yes."""
+    """`before` is done ahead of the start; after it `ready` is asked again and again until it says yes."""
 
     name: str
     argv: list[str]
@@ -14,3 +14,4 @@ class Part:
     # Whether it runs in the sandbox of a cluster with real nodes.
     inside: bool = False
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    before: collections.abc.Callable[[], None] = lambda: None

@@ -70,7 +70,7 @@ def identities(count: int) -> dict[str, pki.Identity]:
     }
 
 
-def prepare(cluster: Cluster, containerd: pathlib.Path) -> None:
+def prepare(cluster: Cluster) -> None:
     """Writes the nodes' configuration; certificates exist by now."""
     keys = cluster.path("pki")
     cni = cluster.path("config", "cni")

@@ -40,6 +40,7 @@ class Cluster:
     nodes: str
     kubernetes: str
     ports: dict
+    node_count: int
 
     @property
     def directory(self) -> pathlib.Path:
@@ -100,10 +101,10 @@ def known() -> list[Cluster]:
     return [cluster for cluster in loaded if cluster]
 
 
-def create(name: str, nodes: str, kubernetes: str, port_names: list[str]) -> Cluster:
+def create(name: str, nodes: str, kubernetes: str, port_names: list[str], node_count: int) -> Cluster:
     """Decides about a new cluster and writes it down, whole or not at all."""
     with _locked_file(state_root() / ".ports.lock", "the choice of ports"):
-        cluster = Cluster(name, nodes, kubernetes, _choose_ports(port_names))
+        cluster = Cluster(name, nodes, kubernetes, _choose_ports(port_names), node_count)
         # Left by a starter that was killed before it had decided anything.
         shutil.rmtree(cluster.directory, ignore_errors=True)
         cluster.directory.mkdir(mode=0o700)

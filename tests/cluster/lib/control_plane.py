@@ -159,6 +159,8 @@ def _controller_manager(cluster: Cluster, programs: Programs) -> list[str]:
         f"--service-account-private-key-file={keys}/service-account.key",
         "--use-service-account-credentials",
         "--leader-elect=false",
+        # It makes this directory, which by default is one of the machine's.
+        f"--flex-volume-plugin-dir={cluster.path('volume-plugins')}",
         "--kube-api-qps=5000",
         "--kube-api-burst=5000",
     ]

@@ -12,6 +12,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -36,7 +37,8 @@ type event struct {
 	Type   string `json:"type"`
 	Object struct {
 		Metadata struct {
-			Name string `json:"name"`
+			Name            string `json:"name"`
+			ResourceVersion string `json:"resourceVersion"`
 		} `json:"metadata"`
 		Status struct {
 			Phase string `json:"phase"`
@@ -72,6 +74,8 @@ func main() {
 
 // independent creates n pods at once and waits until the last is done.
 func (a *api) independent(ctx context.Context, pod []byte, n, atOnce int) any {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	prefix := fmt.Sprintf("raw-%d-%d-", n, time.Now().UnixNano())
 	done := a.watchDone(ctx, prefix)
 	began := time.Now()
@@ -107,6 +111,8 @@ func (a *api) independent(ctx context.Context, pod []byte, n, atOnce int) any {
 
 // chain creates each pod as the one before is seen done.
 func (a *api) chain(ctx context.Context, pod []byte, hops int) any {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	prefix := fmt.Sprintf("raw-chain-%d-", time.Now().UnixNano())
 	done := a.watchDone(ctx, prefix)
 	latencies := make([]time.Duration, hops)
@@ -125,7 +131,8 @@ func (a *api) chain(ctx context.Context, pod []byte, hops int) any {
 	}
 }
 
-// watchDone sends the name of each pod with the prefix once, when it is first seen done.
+// watchDone sends the name of each pod with the prefix once, when it is first seen done. The apiserver
+// ends the watch of a client that falls behind in a burst; it is then taken up where it ended.
 func (a *api) watchDone(ctx context.Context, prefix string) <-chan string {
 	var list struct {
 		Metadata struct {
@@ -136,30 +143,36 @@ func (a *api) watchDone(ctx context.Context, prefix string) <-chan string {
 	check(json.NewDecoder(body).Decode(&list), "the list of pods cannot be read")
 	body.Close()
 
-	stream := a.do(ctx, http.MethodGet,
-		namespacePods+"?watch=true&resourceVersion="+list.Metadata.ResourceVersion, nil, http.StatusOK)
+	version := list.Metadata.ResourceVersion
 	done := make(chan string, 1024)
 	go func() {
 		seen := map[string]bool{}
-		for events := json.NewDecoder(stream); ; {
-			var e event
-			if err := events.Decode(&e); err != nil {
-				if ctx.Err() == nil {
-					log.Fatalf("raw: the watch ended: %v", err)
+		for ctx.Err() == nil {
+			stream := a.do(ctx, http.MethodGet,
+				namespacePods+"?watch=true&resourceVersion="+version, nil, http.StatusOK)
+			events := json.NewDecoder(stream)
+			for {
+				var e event
+				if events.Decode(&e) != nil {
+					break
 				}
-				return
+				if e.Type == "ERROR" {
+					log.Fatal("raw: the watch broke and cannot be taken up")
+				}
+				version = e.Object.Metadata.ResourceVersion
+				name, phase := e.Object.Metadata.Name, e.Object.Status.Phase
+				if !strings.HasPrefix(name, prefix) || seen[name] {
+					continue
+				}
+				if phase == "Failed" {
+					log.Fatalf("raw: pod %s failed", name)
+				}
+				if phase == "Succeeded" {
+					seen[name] = true
+					done <- name
+				}
 			}
-			name := e.Object.Metadata.Name
-			switch {
-			case e.Type == "ERROR":
-				log.Fatal("raw: the watch broke")
-			case !strings.HasPrefix(name, prefix) || seen[name]:
-			case e.Object.Status.Phase == "Failed":
-				log.Fatalf("raw: pod %s failed", name)
-			case e.Object.Status.Phase == "Succeeded":
-				seen[name] = true
-				done <- name
-			}
+			stream.Close()
 		}
 	}()
 	return done
@@ -178,6 +191,9 @@ func (a *api) do(ctx context.Context, method, path string, body []byte, want int
 	check(err, "no request")
 	request.Header.Set("Content-Type", "application/json")
 	answer, err := a.client.Do(request)
+	if errors.Is(err, context.Canceled) {
+		return http.NoBody // a measurement that is over
+	}
 	check(err, method+" "+path)
 	if answer.StatusCode != want {
 		text, _ := io.ReadAll(answer.Body)

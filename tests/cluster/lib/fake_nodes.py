@@ -35,6 +35,8 @@ def part(cluster: Cluster, kwok: pathlib.Path) -> Part:
             f"{kwok}/kwok",
             f"--config={CONFIGURATION}",
             f"--kubeconfig={cluster.path('config', 'kwok.kubeconfig')}",
+            # At its usual level it writes a line for every change of every pod.
+            "--v=warn",
         ],
         nodes_ready,
     )

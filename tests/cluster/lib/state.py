@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import socket
@@ -123,9 +124,13 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 
 
 def _choose_ports(names: list[str]) -> dict[str, int]:
-    """Ports nobody listens on now and no other cluster has, even one that is down or starting."""
+    """Ports nobody listens on now and no other cluster has, even one that is down or starting.
+
+    Drawn by lot: clusters below another state directory cannot be asked what they are about to take.
+    """
     taken = {port for cluster in known() for port in cluster.ports.values()}
-    free = (port for port in CHOSEN_PORTS if port not in taken and _nobody_listens(port))
+    drawn = random.sample(CHOSEN_PORTS, len(CHOSEN_PORTS))
+    free = (port for port in drawn if port not in taken and _nobody_listens(port))
     try:
         return {name: next(free) for name in names}
     except StopIteration:

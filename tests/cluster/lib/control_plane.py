@@ -143,6 +143,8 @@ def _apiserver(cluster: Cluster, programs: Programs, inside: bool) -> list[str]:
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--anonymous-auth=false",
+        # As clusters have it: who may be privileged is for Pod Security to say.
+        "--allow-privileged",
     ]
 
 

@@ -206,6 +206,13 @@ def _is_ready(part: Part) -> bool:
 
 def _end_all(cluster: Cluster) -> None:
     """Nothing of a cluster outlives its end, so nobody is asked politely."""
+    if cluster.nodes == "real":
+        # The kernel ends all inside with the sandbox, and lets go of the namespaces once all are reaped:
+        # by the nsenter around each, for the machine's own first process may take its time.
+        _process(cluster, "sandbox").end(politely=False)
+        _process(cluster, "forward").end(politely=False)
+        for name in part_names(cluster):
+            _process(cluster, name).await_end()
     for name in reversed(part_names(cluster)):
         _process(cluster, name).end(politely=False)
 

@@ -66,6 +66,12 @@ class Process:
             raise Trouble(f"process {self.pid()} ({self.pid_file.stem}) does not end")
         self.pid_file.unlink(missing_ok=True)
 
+    def await_end(self) -> None:
+        """Waits for a wrapper whose program was ended by other means; it must live to reap that."""
+        self.resume()
+        self._gone_within(TERMINATION_PATIENCE_SECONDS)
+        self.end(politely=False)
+
     def _gone_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while self.pid() is not None:

@@ -124,9 +124,7 @@ def _version_flags(part: Part, module: pathlib.Path) -> list[str]:
     version = re.search(rf"^(?:require )?\s*{re.escape(part.pinned_module)} (v(\d+)\.(\d+)\S*)", pins, re.MULTILINE)
     if version is None:
         raise Trouble(f"{module}/go.mod does not pin {part.pinned_module}")
-    return [
-        flag.format(version=version[1], major=version[2], minor=version[3]) for flag in part.version_flags
-    ]
+    return [flag.format(version=version[1], major=version[2], minor=version[3]) for flag in part.version_flags]
 
 
 def _fingerprint(module: pathlib.Path, flags: list[str]) -> str:

@@ -35,9 +35,7 @@ def make(directory: pathlib.Path, identities: dict[str, Identity]) -> None:
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
-    _certificate(
-        openssl, unfinished, "ca", "/CN=apscli-cluster", ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
-    )
+    _certificate(openssl, unfinished, "ca", "/CN=apscli-cluster", ["-addext", "keyUsage=critical,keyCertSign,cRLSign"])
     for name, identity in identities.items():
         group = f"/O={identity.group}" if identity.group else ""
         extensions = ["-addext", "basicConstraints=critical,CA:FALSE"]

@@ -6,6 +6,7 @@ Each process leads a session (and so a process group) of its own: a signal to th
 wrapper such as nsenter and the program inside it alike. This module must not know what it runs.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -43,10 +44,8 @@ class Process:
         """Signals it and what it wraps; nothing happens if it is gone."""
         pid = self.pid()
         if pid is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, number)
-            except ProcessLookupError:
-                pass
 
     def pause(self) -> None:
         self.signal(signal.SIGSTOP)

@@ -7,8 +7,8 @@ they stand below one directory of this cluster's own and are removed by name.
 This module must not start processes itself, but for short commands inside a running sandbox.
 """
 
+import contextlib
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -171,10 +171,8 @@ def remove_cgroups(cluster: Cluster) -> None:
 
 
 def _remove_if_empty(directory: pathlib.Path) -> None:
-    try:
+    with contextlib.suppress(OSError):
         directory.rmdir()
-    except OSError:
-        pass
 
 
 def _cgroup_hierarchies() -> list[pathlib.Path]:

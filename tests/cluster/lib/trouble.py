@@ -11,7 +11,6 @@ DEBIAN_PACKAGE_OF = {
     "bridge": "containernetworking-plugins",
     "busybox": "busybox-static",
     "debootstrap": "debootstrap",
-    "flock": "util-linux",
     "ip": "iproute2",
     "nsenter": "util-linux",
     "openssl": "openssl",

@@ -37,7 +37,7 @@ def need_tool(tool: str) -> str:
     if found:
         return found
     if tool == "go":
-        raise Trouble("go is not installed: install Go 1.26 or newer (https://go.dev/dl)")
+        raise Trouble("go is not installed: install Go 1.26 or newer")
     package = DEBIAN_PACKAGE_OF[tool]
     raise Trouble(f"{tool} is not installed: apt-get install {package} (or run tests/cluster/install-deps)")
 

@@ -1,0 +1,1 @@
+"""The parts of the `cluster` program, one concern a module."""

@@ -81,6 +81,7 @@ impl Condition {
 pub struct Graph {
     nodes: NodeMap<Node>,
     by_name: BTreeMap<NodeName, NodeIx>,
+    prev: NodeMap<Vec<NodeIx>>,
     /// Petgraph's node indices are the same numbers as ours.
     edges: DiGraph<(), ()>,
     conditions: NodeMap<Option<Condition>>,
@@ -101,7 +102,9 @@ impl Graph {
         for _ in &spec.nodes {
             edges.add_node(());
         }
+        let mut prev_nodes = Vec::with_capacity(spec.nodes.len());
         for (index, node) in (0..).map(NodeIx).zip(&spec.nodes) {
+            let mut known = Vec::with_capacity(node.prev_nodes.len());
             let mut seen = BTreeSet::new();
             for prev in &node.prev_nodes {
                 let error = |kind: EdgeError| GraphError::Edge {
@@ -115,12 +118,14 @@ impl Graph {
                     Some(ix) if *ix == index => errors.push(error(EdgeError::Itself)),
                     Some(ix) => {
                         edges.add_edge(index_of(*ix), index_of(index), ());
+                        known.push(*ix);
                     }
                     None => errors.push(error(EdgeError::Unknown {
                         near: nearest(prev.it.as_str(), &by_name),
                     })),
                 }
             }
+            prev_nodes.push(known);
         }
         find_cycles(&edges, &spec.nodes, &mut errors);
 
@@ -151,6 +156,7 @@ impl Graph {
             Ok(Self {
                 nodes: NodeMap(spec.nodes),
                 by_name,
+                prev: NodeMap(prev_nodes),
                 edges,
                 conditions: NodeMap(conditions),
                 decision,
@@ -197,11 +203,9 @@ impl Graph {
     }
 
     /// The predecessors of a node, in the order of its `prev_nodes`.
-    pub fn prev(&self, node: NodeIx) -> impl Iterator<Item = NodeIx> {
-        self.nodes[node]
-            .prev_nodes
-            .iter()
-            .filter_map(|prev| self.by_name.get(&prev.it).copied())
+    #[must_use]
+    pub fn prev(&self, node: NodeIx) -> impl ExactSizeIterator<Item = NodeIx> {
+        self.prev[node].iter().copied()
     }
 
     /// The nodes that have this one among their `prev_nodes`.

@@ -120,9 +120,12 @@ impl Graph {
                         edges.add_edge(index_of(*ix), index_of(index), ());
                         known.push(*ix);
                     }
-                    None => errors.push(error(EdgeError::Unknown {
-                        near: nearest(prev.it.as_str(), &by_name),
-                    })),
+                    None => {
+                        // A hint costs a look at many names: the first few mistakes get one.
+                        let hint = errors.len() < HINTS;
+                        let near = hint.then(|| nearest(prev.it.as_str(), &by_name)).flatten();
+                        errors.push(error(EdgeError::Unknown { near }));
+                    }
                 }
             }
             prev_nodes.push(known);
@@ -232,6 +235,9 @@ impl Graph {
         NodeMap(self.nodes.iter().map(|(node, _)| value(node)).collect())
     }
 }
+
+/// Mistakes up to which names that look alike are looked for.
+const HINTS: usize = 20;
 
 fn index_of(node: NodeIx) -> NodeIndex {
     NodeIndex::new(node.0 as usize)

@@ -154,12 +154,15 @@ impl Catalogue {
                 source,
             };
             for file in fs::read_dir(&folder).map_err(io_error)? {
-                let path = file.map_err(io_error)?.path();
+                let file = file.map_err(io_error)?;
+                // Links to folders are not followed: they could lead round in circles.
+                let is_folder = file.file_type().is_ok_and(|kind| kind.is_dir());
+                let path = file.path();
                 let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else {
                     continue;
                 };
                 let name = format!("{prefix}{stem}.");
-                if path.is_dir() {
+                if is_folder {
                     folders.push((path, name));
                     continue;
                 }

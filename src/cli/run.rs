@@ -127,6 +127,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
     };
     spawn::start_guard().map_err(|error| format!("cannot start the guard process: {error}"))?;
     spawn::raise_open_files();
+    spawn::keep_ended_children();
     let logs = logs::folder(&dir);
     std::fs::create_dir_all(&logs)
         .map_err(|error| format!("cannot make {}: {error}", logs.display()))?;

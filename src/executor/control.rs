@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use crate::engine::event::KillCause;
 
@@ -23,6 +23,19 @@ struct Inner {
     hard: bool,
 }
 
+impl Inner {
+    fn signal(&mut self, signal: Signal) {
+        let Some(group) = self.group else { return };
+        // A leader that has ended by itself can still be signalled until it is reaped; then its
+        // own end is what counts. (Not our child: it cannot be told, and counts as running.)
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let ended = matches!(waitid(WaitId::Pid(group), look), Ok(Some(_)));
+        if kill_process_group(group, signal).is_ok() && !ended {
+            self.reached = true;
+        }
+    }
+}
+
 impl Control {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -33,39 +46,45 @@ impl Control {
     pub fn terminate(&self, cause: KillCause) {
         let mut inner = self.inner();
         inner.cause.get_or_insert(cause);
-        self.signal(&mut inner, Signal::TERM);
+        inner.signal(Signal::TERM);
     }
 
     /// Ends the attempt at once (KILL to its process group).
     pub fn kill(&self) {
         let mut inner = self.inner();
         inner.hard = true;
-        self.signal(&mut inner, Signal::KILL);
-    }
-
-    #[allow(clippy::unused_self)]
-    fn signal(&self, inner: &mut Inner, signal: Signal) {
-        if let Some(group) = inner.group
-            && kill_process_group(group, signal).is_ok()
-        {
-            inner.reached = true;
-        }
+        inner.signal(Signal::KILL);
     }
 
     /// Starts a process under this handle. `start` is not called once the attempt was asked to
-    /// end; then the cause comes back.
+    /// end; then the cause comes back. What is asked for while it starts is delivered after.
+    ///
+    /// Nothing is locked meanwhile: a start can hang (a dead network disk, a stopped
+    /// interpreter), and whoever asks for the end must not hang with it.
     pub(super) fn start<T, E>(
         &self,
         start: impl FnOnce() -> Result<(Pid, T), E>,
     ) -> Result<Result<T, E>, KillCause> {
-        let mut inner = self.inner();
-        if let Some(cause) = inner.cause {
+        if let Some(cause) = self.cause() {
             return Err(cause);
         }
-        Ok(start().map(|(pid, it)| {
+        let started = start();
+        Ok(started.map(|(pid, it)| {
+            let mut inner = self.inner();
             inner.group = Some(pid);
+            if inner.cause.is_some() {
+                inner.signal(Signal::TERM);
+            }
+            if inner.hard {
+                inner.signal(Signal::KILL);
+            }
             it
         }))
+    }
+
+    /// Why the attempt was asked to end, if it was.
+    pub(super) fn cause(&self) -> Option<KillCause> {
+        self.inner().cause
     }
 
     /// Reaps the process, after which no signal is sent to it. Returns what `reap` says and,

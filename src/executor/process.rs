@@ -286,7 +286,11 @@ pub(super) fn read_until_end(ended: BorrowedFd<'_>, sources: &mut [Source<'_>]) 
         match poll(&mut fds, None) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
-            Err(_) => return,
+            Err(_) => {
+                // The system is short of memory; the process goes on, so do we.
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
         }
         let over = fds.first().is_some_and(|fd| !fd.revents().is_empty());
         drop(fds);

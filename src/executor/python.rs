@@ -16,15 +16,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
     SocketType, recv, sendmsg, socketpair,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::event::{Captured, Ending, Outcome};
@@ -38,6 +39,11 @@ use crate::value::json::{self, Dialect};
 
 const BOOTSTRAP: &str = include_str!("../python/bootstrap.py");
 const PROTOCOL: u32 = 1;
+const INTERPRETER_GONE: &str = "the Python interpreter ended";
+/// How often a wait for the interpreter looks whether the call is to end.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Most bytes of a result; the extension module's limit is a little lower.
+const RESULT_LIMIT: usize = 17 * 1024 * 1024;
 const EXTENSION: &str = "libapscli_python.so";
 
 /// Which Python serves api nodes, and the interpreter once a call has needed it.
@@ -88,18 +94,38 @@ impl Python {
         control: &Control,
     ) -> Result<Outcome, String> {
         let request = request(api, param, surroundings)?;
-        let interpreter = self.interpreter(surroundings)?;
+        let interpreter = match self.interpreter(surroundings, control) {
+            Ok(interpreter) => interpreter,
+            Err(message) => {
+                return control.cause().map_or(Err(message), |cause| {
+                    Ok(Outcome::silent(Ending::Killed(cause)))
+                });
+            }
+        };
         interpreter.call(&request, surroundings, log, control)
     }
 
     /// The interpreter, started by the first call, and again after it was lost.
-    fn interpreter(&self, surroundings: &Surroundings) -> Result<Arc<Interpreter>, String> {
+    fn interpreter(
+        &self,
+        surroundings: &Surroundings,
+        control: &Control,
+    ) -> Result<Arc<Interpreter>, String> {
         let mut slot = lock(&self.0.interpreter);
+        if control.cause().is_some() {
+            return Err("the call was ended before it began".to_owned());
+        }
         if let Some(interpreter) = slot.as_ref().filter(|interpreter| interpreter.is_alive()) {
             return Ok(Arc::clone(interpreter));
         }
         let program = self.program(surroundings)?;
-        let interpreter = Interpreter::start(&program, &self.0.preload, &self.0.log, surroundings)?;
+        let interpreter = Interpreter::start(
+            &program,
+            &self.0.preload,
+            &self.0.log,
+            surroundings,
+            control,
+        )?;
         *slot = Some(Arc::clone(&interpreter));
         Ok(interpreter)
     }
@@ -241,6 +267,7 @@ impl Interpreter {
         preload: &[String],
         log: &Path,
         surroundings: &Surroundings,
+        control: &Control,
     ) -> Result<Arc<Self>, String> {
         let extension = extension(surroundings)?;
         let system =
@@ -290,6 +317,8 @@ impl Interpreter {
             log: open_log(log)?,
         };
         let (ready, is_ready) = channel();
+        let started = Arc::new(OnceLock::new());
+        let starts = Arc::clone(&started);
         // The thread that starts the interpreter reads from it until its end, so it outlives it
         // (see the room's head). It must not keep the interpreter's handle alive.
         let weak = Arc::downgrade(&interpreter);
@@ -300,6 +329,7 @@ impl Interpreter {
                     Ok(child) => child,
                     Err(error) => return drop(ready.send(Err(error.to_string()))),
                 };
+                let _ = starts.set(child.pid);
                 while let Some(message) = receive(&reader) {
                     if let Message::Ready { protocol } = message {
                         let _ = ready.send(if protocol == PROTOCOL {
@@ -319,10 +349,10 @@ impl Interpreter {
                 spawn::forget(child.pid);
             })
             .map_err(|error| format!("cannot start a thread: {error}"))?;
-        match is_ready.recv() {
-            Ok(Ok(())) => Ok(interpreter),
-            Ok(Err(error)) => Err(format!("cannot start {}: {error}", program.display())),
-            Err(_) => Err(std::fs::read_to_string(log)
+        match until_ready(&is_ready, &started, control)? {
+            Some(Ok(())) => Ok(interpreter),
+            Some(Err(error)) => Err(format!("cannot start {}: {error}", program.display())),
+            None => Err(std::fs::read_to_string(log)
                 .ok()
                 .and_then(|text| text.lines().last().map(str::to_owned))
                 .unwrap_or_else(|| {
@@ -350,6 +380,11 @@ impl Interpreter {
         if let Message::Forked { .. } = message {
             if let Some(pending) = calls.get(&call) {
                 let _ = pending.replies.send(message);
+            } else if let Message::Forked { pid, .. } = message
+                && let Some(pid) = Pid::from_raw(pid)
+            {
+                // Its caller has given up waiting.
+                let _ = kill_process_group(pid, Signal::KILL);
             }
         } else if let Some(pending) = calls.remove(&call) {
             let _ = pending.replies.send(message);
@@ -390,15 +425,19 @@ impl Interpreter {
         let started = control.start(|| {
             self.send(call, &fds)
                 .map_err(|error| format!("cannot ask python for a process: {error}"))?;
-            forked(&reply)
+            forked(&reply, control)
         });
         drop((request_read, result_write, stdout_write));
         let group = match started {
-            Ok(Ok(Some(group))) => group,
-            Ok(Ok(None)) => return Ok(lost()),
+            Ok(Ok(group)) => group,
             Ok(Err(error)) => {
                 self.forget(call);
-                return Err(error);
+                return match control.cause() {
+                    Some(cause) => Ok(Outcome::silent(Ending::Killed(cause))),
+                    // It was asked already: nobody can tell whether the call ran.
+                    None if error == INTERPRETER_GONE => Ok(lost()),
+                    None => Err(error),
+                };
             }
             Err(cause) => {
                 self.forget(call);
@@ -416,12 +455,20 @@ impl Interpreter {
                     lines.push(bytes);
                     let _ = log.write_all(bytes);
                 }),
-                Source::new(&result, &mut |bytes| document.extend_from_slice(bytes)),
+                Source::new(&result, &mut |bytes| {
+                    // The child keeps the limit, but what it runs could write here too.
+                    if document.len() <= RESULT_LIMIT {
+                        document.extend_from_slice(bytes);
+                    }
+                }),
             ],
         );
         let (how, killed) = control.reap(|| reply.try_recv().ok());
         if killed.is_some() {
             sweep(group, surroundings.grace, control);
+        } else if how.is_none() {
+            // The interpreter is gone, and with it the call; what the call had started is not.
+            let _ = kill_process_group(group, Signal::KILL);
         }
         spawn::forget(group);
         let mut captured = lines.finish();
@@ -465,6 +512,29 @@ impl Interpreter {
     }
 }
 
+/// Waits for what an interpreter says of its start; none: it ended without a word. A call that
+/// is to end does not wait on, and takes the interpreter that nobody could use with it.
+fn until_ready(
+    is_ready: &Receiver<Result<(), String>>,
+    started: &OnceLock<Pid>,
+    control: &Control,
+) -> Result<Option<Result<(), String>>, String> {
+    loop {
+        match is_ready.recv_timeout(LOOK_AGAIN) {
+            Ok(said) => return Ok(Some(said)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) if control.cause().is_some() => {
+                // It may never have looked at its socket, so closing that ends nothing.
+                if let Some(pid) = started.get() {
+                    let _ = kill_process_group(*pid, Signal::KILL);
+                }
+                return Err("the call was ended before python could serve it".to_owned());
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
 /// What the interpreter's process is made of.
 struct Start {
     program: CString,
@@ -489,16 +559,20 @@ impl Start {
     }
 }
 
-/// The process of a call; none: the interpreter is gone.
-fn forked(reply: &Receiver<Message>) -> Result<(Pid, Option<Pid>), String> {
-    match reply.recv() {
-        Ok(Message::Forked { pid, .. }) => {
-            let group = Pid::from_raw(pid).ok_or("python named no process")?;
-            spawn::remember(group);
-            Ok((group, Some(group)))
-        }
-        Ok(Message::Refused { error, .. }) => Err(format!("python cannot fork: {error}")),
-        _ => Err("the Python interpreter ended".to_owned()),
+/// The process of a call. A call that is to end is given up when no answer comes.
+fn forked(reply: &Receiver<Message>, control: &Control) -> Result<(Pid, Pid), String> {
+    loop {
+        return match reply.recv_timeout(LOOK_AGAIN) {
+            Err(RecvTimeoutError::Timeout) if control.cause().is_none() => continue,
+            Err(RecvTimeoutError::Timeout) => Err("python gave no process in time".to_owned()),
+            Ok(Message::Forked { pid, .. }) => {
+                let group = Pid::from_raw(pid).ok_or("python named no process")?;
+                spawn::remember(group);
+                Ok((group, group))
+            }
+            Ok(Message::Refused { error, .. }) => Err(format!("python cannot fork: {error}")),
+            _ => Err(INTERPRETER_GONE.to_owned()),
+        };
     }
 }
 

@@ -194,6 +194,25 @@ pub fn raise_open_files() {
     }
 }
 
+/// Undoes an inherited `SIG_IGN` for ended children, with which the kernel would reap them
+/// before we can ask how they ended.
+pub fn keep_ended_children() {
+    // SAFETY: sets a disposition; no handler is involved.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+    }
+}
+
+/// Whether a signal was set to be ignored by who started us, as `nohup` does.
+#[must_use]
+pub fn is_ignored(signal: i32) -> bool {
+    // SAFETY: only reads the disposition into a struct of ours.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, ptr::null(), &raw mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
+    }
+}
+
 static GUARD: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Starts the guard: a process that ends, when this one is gone however it went, the process
@@ -240,6 +259,10 @@ fn guard(pipe: OwnedFd) -> ! {
     // SAFETY: this process has one thread and uses no descriptor but the pipe's from here on.
     unsafe {
         libc::setsid();
+        // Whoever ends a whole service by TERM means the run; the guard ends after it.
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::signal(signal, libc::SIG_IGN);
+        }
         libc::prctl(libc::PR_SET_NAME, c"apscli-guard".as_ptr());
         if fd > 0 {
             libc::close_range(0, fd - 1, 0);

@@ -288,12 +288,8 @@ impl Journal {
         file.read_to_end(&mut bytes)
             .map_err(|source| io_error("cannot read the journal", source))?;
         let whole = memchr::memrchr(b'\n', &bytes).map_or(0, |end| end + 1);
-        if whole < bytes.len() {
-            bytes.truncate(whole);
-            file.set_len(whole as u64).map_err(|source| {
-                io_error("cannot cut off the half-written last record", source)
-            })?;
-        }
+        let cut = whole < bytes.len();
+        bytes.truncate(whole);
         let mut lines = bytes.split(|byte| *byte == b'\n');
         let header: Header = lines
             .next()
@@ -304,6 +300,12 @@ impl Journal {
                 line: 1,
                 message: format!("this is no journal of format {FORMAT}"),
             })?;
+        // Only now: a file that is no journal of ours is left as it is.
+        if cut {
+            file.set_len(whole as u64).map_err(|source| {
+                io_error("cannot cut off the half-written last record", source)
+            })?;
+        }
         let recorded = Recorded { path, bytes };
         Ok((lock, header, recorded))
     }

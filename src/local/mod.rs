@@ -25,6 +25,7 @@ use crate::engine::step::{Decision, Limits, Verdict, step};
 use crate::executor::control::Control;
 use crate::executor::process::{self, Surroundings};
 use crate::executor::python::Python;
+use crate::executor::spawn;
 
 use journal::{Journal, JournalError};
 
@@ -255,6 +256,7 @@ impl<'a> Driver<'a> {
             };
             // A hand that panics must not leave the run waiting for ever.
             let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+                control.kill();
                 let message = "the executor broke down; this is a bug of apscli".to_owned();
                 Outcome::silent(Ending::Lost(message))
             });
@@ -335,24 +337,37 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// The signals by which people end a program.
-struct Interrupts([Signal; 3]);
+/// The signals by which people end a program; those that were ignored when it started (`nohup`,
+/// a shell's background job) stay ignored.
+struct Interrupts([Option<Signal>; 3]);
 
 impl Interrupts {
     fn new() -> std::io::Result<Self> {
+        let listen = |kind: SignalKind| {
+            let ignored = spawn::is_ignored(kind.as_raw_value());
+            (!ignored).then(|| signal(kind)).transpose()
+        };
         Ok(Self([
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
         ]))
     }
 
     async fn next(&mut self) {
+        async fn one(signal: &mut Option<Signal>) {
+            match signal {
+                Some(signal) => {
+                    signal.recv().await;
+                }
+                None => std::future::pending().await,
+            }
+        }
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
+            () = one(interrupt) => {}
+            () = one(terminate) => {}
+            () = one(hangup) => {}
         }
     }
 }

@@ -215,15 +215,8 @@ impl Parser<'_> {
             };
             (Action::Cmd(none), Value::Null)
         });
-        if let (
-            Action::Cmd(_),
-            Some(Tree {
-                kind: Kind::Map(param),
-                ..
-            }),
-        ) = (&action, field("param"))
-        {
-            self.check_options(param, &format!("{path}.param"));
+        if matches!(action, Action::Cmd(_)) {
+            self.check_options(field("param"), &param, &format!("{path}.param"));
         }
         Some(Node {
             name: name?,
@@ -239,15 +232,25 @@ impl Parser<'_> {
     }
 
     /// A parameter's name becomes an option of a command, so it may not be cut or empty.
-    fn check_options(&mut self, param: &Members, path: &str) {
-        for (key, _) in param {
-            let name = &key.name;
+    fn check_options(&mut self, tree: Option<&Tree>, param: &[(String, Value)], path: &str) {
+        for (name, _) in param {
             let cut = name.contains(['=', '\0']) || name.contains(char::is_whitespace);
             if cut || name.is_empty() || name.starts_with('-') {
+                // The names may come from a parameter, and then have no place of their own.
+                let at = match tree {
+                    Some(Tree {
+                        kind: Kind::Map(members),
+                        at,
+                    }) => members
+                        .iter()
+                        .find(|(key, _)| key.name == *name)
+                        .map_or(*at, |(key, _)| key.at),
+                    other => other.map_or(Place::NONE, |tree| tree.at),
+                };
                 let message = format!(
                     "`{name}` cannot be an option of a command; expected a name without leading -, =, or space"
                 );
-                self.problem(key.at, path, message);
+                self.problem(at, path, message);
             }
         }
     }
@@ -321,6 +324,9 @@ impl Parser<'_> {
         if self.open(tree) || matches!(tree.kind, Kind::Null) {
             return None;
         }
+        if !self.splices_integers_only(tree, path) {
+            return None;
+        }
         let Kind::String(text) = self.fill(tree, path).kind else {
             self.wrong_kind(tree, path, "an expression as a text");
             return None;
@@ -333,6 +339,33 @@ impl Parser<'_> {
                 None
             }
         }
+    }
+
+    /// A value must not become structure, in an expression as anywhere: beside other text only
+    /// an integer may be filled in. (A parameter that is the whole expression is the author's
+    /// choice.)
+    fn splices_integers_only(&mut self, tree: &Tree, path: &str) -> bool {
+        let (Kind::String(text), Filling::With(params)) = (&tree.kind, self.filling) else {
+            return true;
+        };
+        let pieces = fill::pieces(text);
+        if pieces.len() < 2 {
+            return true;
+        }
+        let integer = |value: &Value| matches!(value, Value::Number(text) if text.bytes().all(|byte| byte.is_ascii_digit()));
+        let mut fine = true;
+        for piece in &pieces {
+            if let fill::Piece::Name { name, .. } = piece
+                && params.get(name).is_some_and(|value| !integer(value))
+            {
+                let message = format!(
+                    "the parameter `{name}` stands inside an expression; expected an integer"
+                );
+                self.problem(tree.at, path, message);
+                fine = false;
+            }
+        }
+        fine
     }
 
     fn timeout(&mut self, tree: &Tree, path: &str) -> Option<Duration> {

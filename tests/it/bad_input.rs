@@ -325,3 +325,25 @@ fn pictures() {
     }
     insta::assert_snapshot!(all);
 }
+
+#[test]
+fn a_parameter_cannot_become_an_expression_or_an_option() {
+    let template = r#"{"a": {"action": {"type": "cmd", "cmd": "false"}},
+ "b": {"prev_nodes": ["a"], "action": {"type": "cmd", "cmd": "true"}, "decision_expr": "a==$x"}}"#;
+    let told = refused(template, &["--param", "x=1 || a==0"]);
+    assert!(
+        told.ends_with(
+            "b.decision_expr: the parameter `x` stands inside an expression; expected an integer"
+        ),
+        "{told}"
+    );
+    assert_eq!(
+        Place::new().run(template, &["--param", "x=0"]).json()["output"]["b"]["status"],
+        "success"
+    );
+    let told = refused(node(", \"param\": $p"), &["--param", r#"p={"--": 1}"#]);
+    assert!(
+        told.contains("`--` cannot be an option of a command"),
+        "{told}"
+    );
+}

@@ -174,6 +174,15 @@ fn what_cannot_be_read_is_never_guessed_at() {
     assert_eq!(place.read("did"), "a\nb\n");
 }
 
+/// A file that is no journal of ours is left as it is.
+#[test]
+fn a_stranger_is_not_cut() {
+    let place = place();
+    place.write("run/journal.jsonl", "mine\nhalf a line");
+    assert_eq!(place.apscli(&["run", "--resume", "run"]).status, 2);
+    assert_eq!(place.read("run/journal.jsonl"), "mine\nhalf a line");
+}
+
 /// Only its owner may read parameters.
 #[test]
 fn the_journal_is_private() {

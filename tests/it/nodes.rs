@@ -345,3 +345,41 @@ fn only_so_many_run_at_once_as_may() {
     assert!(!done.stdout.contains("crowded"));
     assert_eq!(done.status, 0);
 }
+
+/// Who starts apscli may ignore the end of children; the kernel then reaped ours, and every
+/// node was lost.
+#[test]
+fn ignored_signals_are_inherited_and_harm_nothing() {
+    let place = Place::new();
+    place.script("slow.sh", "echo $$ > pid\nsleep 1");
+    place.write(
+        "t.template",
+        format!(r#"{{"a": {}}}"#, cmd("\"./slow.sh\"")),
+    );
+    let start = "import os, signal, sys\n\
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n\
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)\n\
+        os.execv(sys.argv[1], sys.argv[1:])";
+    let run = std::process::Command::new(crate::program::PYTHON.as_path())
+        .args([
+            "-c",
+            start,
+            env!("CARGO_BIN_EXE_apscli"),
+            "run",
+            "--template",
+            "t.template",
+            "-o",
+            "json",
+            "--log-dir",
+            "run",
+        ])
+        .current_dir(place.dir.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("the node's start", || place.read("pid").ends_with('\n'));
+    let pid = rustix::process::Pid::from_child(&run);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    assert_eq!(finish(run).json()["output"]["a"]["status"], "success");
+}

@@ -226,6 +226,42 @@ fn pythons_that_do_not_serve_say_why() {
     assert!(message(&["--preload", "no_such_module"]).contains("no_such_module"));
 }
 
+/// An interpreter that never serves (a dead network disk, a preloaded module that hangs) must
+/// not hold the run: it did once, through timeout and Ctrl-C.
+#[test]
+fn an_interpreter_that_hangs_holds_nobody() {
+    let place = place();
+    place.script("python3", "echo $$ > interpreter\nsleep 1000");
+    let node = api("ok", "{}").replacen('{', "{\"timeout\": \"1s\", ", 1);
+    place.write(
+        "t.template",
+        format!(r#"{{"a": {node}, "b": {}}}"#, api("ok", "{}")),
+    );
+    let run = place.start(&[
+        "run",
+        "--template",
+        "t.template",
+        "-o",
+        "json",
+        "--python",
+        "./python3",
+    ]);
+    until("the interpreter", || {
+        place.read("interpreter").ends_with('\n')
+    });
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let pid = rustix::process::Pid::from_child(&run);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = finish(run).json()["output"].clone();
+    assert_eq!(
+        (&output["a"]["status"], &output["b"]["status"]),
+        (&json!("exception"), &json!("cancelled"))
+    );
+    until("the interpreter's end", || {
+        !lives(&place.read("interpreter"))
+    });
+}
+
 #[test]
 fn the_active_virtual_environments_python_is_taken() {
     let place = place();

@@ -105,39 +105,27 @@ enum Lost {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
-    let (dir, header, recorded) = match &args.resume {
-        Some(dir) => {
-            let (journal, header, recorded) = Journal::open(dir)?;
-            (dir.clone(), header, Some((journal, recorded)))
-        }
-        None => (run_folder(args)?, header(context, args)?, None),
+    // A journal is opened here for what it pins, and again below, once the guard is started:
+    // the guard must not inherit its lock.
+    let (dir, header) = match &args.resume {
+        Some(dir) => (dir.clone(), Journal::open(dir)?.1),
+        None => (run_folder(args)?, header(context, args)?),
     };
     let template = Template::read(&header.source, &header.template)?;
     let graph = Arc::new(template.graph(Filling::With(&header.params))?);
 
-    // Before anything has a second thread, and before the journal's lock can be inherited by
-    // the guard.
-    let resumed = match recorded {
-        Some((journal, recorded)) => {
-            let state = recorded.fold(&graph)?;
-            drop(journal);
-            Some(state)
-        }
-        None => None,
-    };
+    // Before anything has a second thread.
     spawn::start_guard().map_err(|error| format!("cannot start the guard process: {error}"))?;
     spawn::raise_open_files();
     spawn::keep_ended_children();
     let logs = logs::folder(&dir);
     std::fs::create_dir_all(&logs)
         .map_err(|error| format!("cannot make {}: {error}", logs.display()))?;
-    let (journal, state) = match resumed {
-        Some(_) => {
-            // Read again under the lock that is now kept.
-            let (journal, _, recorded) = Journal::open(&dir)?;
-            (journal, recorded.fold(&graph)?)
-        }
-        None => (Journal::create(&dir, &header)?, RunState::new(&graph)),
+    let (journal, state) = if args.resume.is_some() {
+        let (journal, _, recorded) = Journal::open(&dir)?;
+        (journal, recorded.fold(&graph)?)
+    } else {
+        (Journal::create(&dir, &header)?, RunState::new(&graph))
     };
     let options = Options {
         limits: Limits {

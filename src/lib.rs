@@ -10,10 +10,13 @@
 //! value ← engine ← template ← catalog ← executor ← local ← cli ← main
 //! ```
 
+#[cfg(feature = "program")]
 pub mod catalog;
+#[cfg(feature = "program")]
 pub mod cli;
 pub mod engine;
 pub mod executor;
+#[cfg(feature = "program")]
 pub mod local;
 pub mod template;
 pub mod value;

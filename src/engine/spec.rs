@@ -7,6 +7,8 @@
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::engine::expr::Expr;
 use crate::engine::name::NodeName;
 use crate::value::{Place, Value};
@@ -53,7 +55,8 @@ pub struct Node {
 }
 
 /// What a node does.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Runs a program.
     Cmd(Cmd),
@@ -62,26 +65,30 @@ pub enum Action {
 }
 
 /// A program to run, without a shell.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cmd {
     /// The program: a path (with a slash) or a name that is looked up in the node's `PATH`.
     pub program: EnvText,
     /// Arguments that stand in front of the node's parameters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<EnvText>,
     /// Environment on top of the inherited one, in written order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<(String, EnvText)>,
 }
 
 /// A Python function to call with the node's parameters as keyword arguments.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Api {
     /// Dotted name of the module.
     pub module: String,
     /// Name of the function in it.
     pub function: String,
     /// Folders that are searched for the module first, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub path: Vec<EnvText>,
     /// Environment on top of the inherited one, in written order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<(String, EnvText)>,
 }
 
@@ -89,14 +96,16 @@ pub struct Api {
 ///
 /// Kept in parts and not as text, so that a `$` or a space in a parameter's value stays what it
 /// is: it can neither name a variable nor begin a new word.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct EnvText {
     /// The parts in order.
     pub parts: Vec<EnvPart>,
 }
 
 /// A part of an [`EnvText`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum EnvPart {
     /// Stands as it is.
     Literal(String),

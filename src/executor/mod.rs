@@ -9,7 +9,11 @@
 //! engine's.
 
 pub mod control;
+pub mod decision;
+pub mod frame;
 pub mod lines;
+#[cfg(feature = "program")]
+pub mod pod;
 pub mod process;
 pub mod python;
 pub mod spawn;

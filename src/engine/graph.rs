@@ -21,6 +21,14 @@ use crate::value::{Place, Problem};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeIx(u32);
 
+impl NodeIx {
+    /// The node's place in the template, from 0.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// One value for each node of a graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeMap<T>(Vec<T>);

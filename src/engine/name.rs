@@ -108,6 +108,12 @@ impl Attempt {
         Self(self.0.saturating_add(1))
     }
 
+    /// The try of that number; none for 0.
+    #[must_use]
+    pub fn new(number: u32) -> Option<Self> {
+        NonZeroU32::new(number).map(Self)
+    }
+
     /// The number, from 1.
     #[must_use]
     pub fn get(self) -> u32 {

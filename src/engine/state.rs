@@ -326,6 +326,8 @@ pub struct RunState {
     pub(super) refused: BTreeMap<NodeIx, Reason>,
     pub(super) running: BTreeSet<NodeIx>,
     pub(super) lost: BTreeSet<NodeIx>,
+    /// Whether node timeouts are kept by whoever carries attempts out, and not by `step`.
+    timeouts_kept: bool,
     /// Running attempts with a timeout that nobody has begun to end.
     pub(super) deadlines: BTreeSet<(Timestamp, NodeIx)>,
     finished: usize,
@@ -347,10 +349,26 @@ impl RunState {
             refused: BTreeMap::new(),
             running: BTreeSet::new(),
             lost: BTreeSet::new(),
+            timeouts_kept: false,
             deadlines: BTreeSet::new(),
             finished: 0,
             last_end: None,
         }
+    }
+
+    /// The same, where whoever carries attempts out keeps the nodes' timeouts: in a cluster an
+    /// attempt may wait long for a machine before its time begins to count, and only its pod
+    /// knows when that was.
+    #[must_use]
+    pub fn with_timeouts_kept(mut self) -> Self {
+        self.timeouts_kept = true;
+        self
+    }
+
+    /// Whether new nodes are held back.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        self.suspended
     }
 
     /// A node's state.
@@ -442,7 +460,11 @@ impl RunState {
         match &new {
             NodeState::Running(running) => {
                 self.running.insert(node);
-                if let (None, Some(deadline)) = (running.killing, deadline(graph, node, running)) {
+                if let (false, None, Some(deadline)) = (
+                    self.timeouts_kept,
+                    running.killing,
+                    deadline(graph, node, running),
+                ) {
                     self.deadlines.insert((deadline, node));
                 }
             }

@@ -50,6 +50,15 @@ impl Template {
         })
     }
 
+    /// A template that came as an object and not as text; `source` names it in errors.
+    #[must_use]
+    pub fn from_value(source: &str, value: Value) -> Self {
+        Self {
+            source: source.to_owned(),
+            tree: value.into(),
+        }
+    }
+
     /// Fills in the parameters and parses every field.
     pub fn spec(&self, filling: Filling<'_>) -> Result<Spec, Problems> {
         let parsed = parse::spec(&self.tree, filling);

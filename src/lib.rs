@@ -7,9 +7,11 @@
 //! ```
 //! A room may use only what stands left of it (checked by a test):
 //! ```text
-//! value ← engine ← template ← catalog ← executor ← local ← cli ← main
+//! value ← engine ← template ← api ← catalog ← executor ← local ← cli ← main
 //! ```
 
+#[cfg(feature = "program")]
+pub mod api;
 #[cfg(feature = "program")]
 pub mod catalog;
 #[cfg(feature = "program")]

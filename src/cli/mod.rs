@@ -3,6 +3,7 @@
 //! Must not decide what the engine decides.
 
 mod catalogue;
+mod definitions;
 mod inspect;
 mod legacy;
 pub mod printer;
@@ -47,6 +48,8 @@ enum Command {
     Register(catalogue::RegisterArgs),
     /// Take a service, or one version of it, out of the catalogue
     Unregister(catalogue::UnregisterArgs),
+    /// Print, write or check the definitions of the cluster's resources
+    Crd(definitions::CrdArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -97,6 +100,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::List(args) => catalogue::list(&context, &args),
         Command::Register(args) => catalogue::register(&context, &args),
         Command::Unregister(args) => catalogue::unregister(&context, &args),
+        Command::Crd(args) => definitions::crd(&context, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "apscli", &mut script);

@@ -5,6 +5,8 @@
 mod catalogue;
 mod inspect;
 mod legacy;
+mod logging;
+mod operator;
 pub mod printer;
 mod run;
 mod watch;
@@ -47,6 +49,8 @@ enum Command {
     Register(catalogue::RegisterArgs),
     /// Take a service, or one version of it, out of the catalogue
     Unregister(catalogue::UnregisterArgs),
+    /// Run workflows in a Kubernetes cluster, for as long as it is not stopped
+    Operator(Box<operator::OperatorArgs>),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -97,6 +101,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::List(args) => catalogue::list(&context, &args),
         Command::Register(args) => catalogue::register(&context, &args),
         Command::Unregister(args) => catalogue::unregister(&context, &args),
+        Command::Operator(args) => operator::operator(&context, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "apscli", &mut script);

@@ -7,7 +7,7 @@
 //! ```
 //! A room may use only what stands left of it (checked by a test):
 //! ```text
-//! value ← engine ← template ← api ← catalog ← executor ← local ← cli ← main
+//! value ← engine ← template ← api ← catalog ← executor ← local ← operator ← server ← cli ← main
 //! ```
 
 #[cfg(feature = "program")]
@@ -20,5 +20,9 @@ pub mod engine;
 pub mod executor;
 #[cfg(feature = "program")]
 pub mod local;
+#[cfg(feature = "program")]
+pub mod operator;
+#[cfg(feature = "program")]
+pub mod server;
 pub mod template;
 pub mod value;

@@ -3,13 +3,24 @@
 //!
 //! Must not look anything up: which service a name means is the catalogue's part.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::name::Fqsn;
+use crate::template::{Filling, Params, Template};
+use crate::value::{Place, Problem, Problems, Value};
+
+use super::condition::{News, READY, cut};
 use super::workflow_run::{ExecutorKind, PodOverrides};
-use super::{Object, any_object, any_value, any_values};
+use super::{Object, any_object, any_value, any_values, object_to_value, to_value};
+
+/// Longest message on a version in the status, in bytes. With the most versions that there may
+/// be, a status stays far below what an object may hold.
+const MAX_MESSAGE: usize = 2048;
 
 /// A workflow under a name, in one or more versions.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -150,9 +161,8 @@ pub struct ParamDecl {
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "ParamType")]
     pub kind: Option<ParamType>,
-    /// Whether a run must give it. Without it: true where there is no default, else false. One
-    /// that is not required and has no default may be left out; then the template may name it
-    /// only where the environment may answer (cmd, path, env).
+    /// Whether a run must give it. It follows from default, and may be left out: a parameter
+    /// without a default is required, one with a default is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub required: Option<bool>,
     /// Its value where a run does not give it, of the declared type.
@@ -167,6 +177,69 @@ pub struct ParamDecl {
     #[serde(default, rename = "enum", skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "any_values")]
     pub allowed: Vec<serde_json::Value>,
+}
+
+impl ParamDecl {
+    /// What is wrong with the declaration itself, a sentence each.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut wrong = |what: String| problems.push(format!("parameter `{}` {what}", self.name));
+        match (self.required, &self.default) {
+            (Some(true), Some(_)) => {
+                wrong("is required and has a default; expected one of the two".to_owned());
+            }
+            (Some(false), None) => {
+                wrong("is not required and has no default; expected a default".to_owned());
+            }
+            _ => {}
+        }
+        if let Some(kind) = self.kind {
+            let mut values = self.allowed.iter().map(to_value);
+            if let Some(value) = values.find(|value| !kind.takes(value)) {
+                let (found, expected) = (value.kind(), kind.words());
+                wrong(format!("has {found} in its enum; expected {expected} only"));
+            }
+        }
+        if let Some(default) = &self.default
+            && let Err(why) = self.takes(&to_value(default))
+        {
+            wrong(format!("has a wrong default: {why}"));
+        }
+        problems
+    }
+
+    /// Whether it may have this value, or in words why not. The value itself is not in the words:
+    /// it may be secret.
+    fn takes(&self, value: &Value) -> Result<(), String> {
+        if let Some(kind) = self.kind
+            && !kind.takes(value)
+        {
+            return Err(format!("found {}; expected {}", value.kind(), kind.words()));
+        }
+        let allowed: Vec<Value> = self.allowed.iter().map(to_value).collect();
+        if allowed.is_empty() || allowed.iter().any(|it| same(it, value)) {
+            return Ok(());
+        }
+        let shown: Vec<String> = allowed.iter().map(ToString::to_string).collect();
+        Err(format!(
+            "found {} that is none of its enum; expected one of {}",
+            value.kind(),
+            shown.join(", ")
+        ))
+    }
+}
+
+/// Whether two values mean the same: 1 and 1.0 do.
+fn same(left: &Value, right: &Value) -> bool {
+    match (left, right) {
+        (Value::Number(left), Value::Number(right)) if left != right => {
+            let number = |text: &str| text.parse::<f64>().ok();
+            // Long integers are told apart by their digits, which a float does not have.
+            let is_integer = |text: &str| !text.contains(['.', 'e', 'E']);
+            !(is_integer(left) && is_integer(right)) && number(left) == number(right)
+        }
+        (left, right) => left == right,
+    }
 }
 
 /// The kind of a parameter's value.
@@ -185,6 +258,33 @@ pub enum ParamType {
     List,
     /// An object.
     Object,
+}
+
+impl ParamType {
+    /// Whether a value is of this kind.
+    #[must_use]
+    pub fn takes(self, value: &Value) -> bool {
+        match (self, value) {
+            (Self::Integer, Value::Number(text)) => !text.contains(['.', 'e', 'E']),
+            (Self::String, Value::String(_))
+            | (Self::Number, Value::Number(_))
+            | (Self::Boolean, Value::Bool(_))
+            | (Self::List, Value::List(_))
+            | (Self::Object, Value::Map(_)) => true,
+            _ => false,
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::String => "a text",
+            Self::Integer => "a number without a fraction",
+            Self::Number => "a number",
+            Self::Boolean => "true or false",
+            Self::List => "a list",
+            Self::Object => "an object",
+        }
+    }
 }
 
 /// Files from a ConfigMap.
@@ -254,4 +354,212 @@ pub struct VersionStatus {
     /// What is wrong with it, a line a problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+impl ServiceSpec {
+    /// The version that is asked for, or else the default, or else the only one; or in words
+    /// why there is none.
+    pub fn version(&self, asked: Option<&str>) -> Result<&ServiceVersion, String> {
+        let versions = || {
+            let versions: Vec<&str> = self.versions.iter().map(|it| it.version.as_str()).collect();
+            format!("its versions are {}", versions.join(", "))
+        };
+        let wanted = match (
+            asked.or(self.default_version.as_deref()),
+            self.versions.as_slice(),
+        ) {
+            (Some(wanted), _) => wanted,
+            (None, [only]) => return Ok(only),
+            (None, _) => return Err(format!("it has no defaultVersion; {}", versions())),
+        };
+        self.versions
+            .iter()
+            .find(|it| it.version == wanted)
+            .ok_or_else(|| format!("it has no version {wanted}; {}", versions()))
+    }
+}
+
+impl ServiceVersion {
+    /// Reads the template; `source` names it in errors.
+    pub fn read(&self, source: &str) -> Result<Template, Problems> {
+        match (&self.template, &self.template_text) {
+            (Some(object), None) => Ok(Template::from_value(source, &object_to_value(object))),
+            (None, Some(text)) => Template::read(source, text),
+            (None, None) | (Some(_), Some(_)) => {
+                let message = "expected exactly one of template and templateText";
+                let problem = Problem::in_text(Place::NONE, message);
+                Err(Problems::new(source, vec![problem]))
+            }
+        }
+    }
+}
+
+/// The parameters of a run: what is given, checked against what is declared, and the defaults
+/// for the rest. Where nothing is declared, anything may be given. The error names every problem.
+///
+/// A value that came from a Secret is a text here, whatever it holds.
+pub fn declared(decls: &[ParamDecl], given: &Params) -> Result<Params, Vec<String>> {
+    if decls.is_empty() {
+        return Ok(given.clone());
+    }
+    let mut params = Params::new();
+    let mut problems = Vec::new();
+    for decl in decls {
+        let name = &decl.name;
+        let value = match (given.get(name), &decl.default) {
+            (Some(value), _) => value.clone(),
+            (None, Some(default)) => to_value(default),
+            (None, None) => {
+                let expected = decl.kind.map_or("a value", ParamType::words);
+                problems.push(format!(
+                    "parameter `{name}` is not given and has no default; expected {expected}"
+                ));
+                continue;
+            }
+        };
+        match decl.takes(&value) {
+            Ok(()) => {
+                params.insert(name.clone(), value);
+            }
+            Err(why) => problems.push(format!("parameter `{name}`: {why}")),
+        }
+    }
+    let names: BTreeSet<&str> = decls.iter().map(|decl| decl.name.as_str()).collect();
+    for name in given.keys().filter(|name| !names.contains(name.as_str())) {
+        let names: Vec<&str> = names.iter().copied().collect();
+        problems.push(format!(
+            "there is no parameter `{name}`; the parameters are {}",
+            names.join(", ")
+        ));
+    }
+    if problems.is_empty() {
+        Ok(params)
+    } else {
+        Err(problems)
+    }
+}
+
+/// What a check of a service found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// What is wrong with the service itself, a sentence each.
+    pub problems: Vec<String>,
+    /// Each version, in the order of the spec.
+    pub versions: Vec<VersionStatus>,
+}
+
+impl Checked {
+    /// Whether all of it can be run.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.problems.is_empty() && self.versions.iter().all(|version| version.ready)
+    }
+
+    /// The condition `Ready`: True with the reason `Valid`, or False with the reason `Invalid`
+    /// and what is wrong first.
+    #[must_use]
+    pub fn ready(&self) -> News {
+        let of_versions = self.versions.iter().filter_map(|it| it.message.as_deref());
+        let mut lines = self
+            .problems
+            .iter()
+            .map(String::as_str)
+            .chain(of_versions.flat_map(str::lines));
+        let Some(first) = lines.next() else {
+            let message = match self.versions.as_slice() {
+                [only] => format!("version {} can be run", only.version),
+                versions => format!("all {} versions can be run", versions.len()),
+            };
+            return News::new(READY, true, "Valid", message);
+        };
+        let message = match lines.count() {
+            0 => first.to_owned(),
+            1 => format!("{first} (and 1 more problem)"),
+            more => format!("{first} (and {more} more problems)"),
+        };
+        News::new(READY, false, "Invalid", cut(message, MAX_MESSAGE))
+    }
+}
+
+/// Checks a service: its name, its default version, and every version, whose template is read,
+/// filled with the defaults of its parameters, parsed and graphed. What hangs on a parameter
+/// without a default is checked when a run gives it.
+#[must_use]
+pub fn check(spec: &ServiceSpec) -> Checked {
+    let mut problems = Vec::new();
+    if let Err(error) = spec.fqsn.parse::<Fqsn>() {
+        problems.push(error.to_string());
+    }
+    if spec.versions.is_empty() {
+        problems.push("there are no versions; expected at least one".to_owned());
+    } else if let (Some(_), Err(why)) = (&spec.default_version, spec.version(None)) {
+        problems.push(format!("defaultVersion is none of the versions: {why}"));
+    }
+    let mut seen = BTreeSet::new();
+    for version in &spec.versions {
+        if !seen.insert(version.version.as_str()) {
+            problems.push(format!("version {} stands twice", version.version));
+        }
+    }
+    let versions = spec
+        .versions
+        .iter()
+        .map(|version| check_version(&spec.fqsn, version));
+    Checked {
+        problems,
+        versions: versions.collect(),
+    }
+}
+
+fn check_version(fqsn: &str, version: &ServiceVersion) -> VersionStatus {
+    let source = format!("{fqsn} version {}", version.version);
+    let mut problems = Vec::new();
+    let mut known = Params::new();
+    let mut later = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    for decl in &version.params {
+        if !seen.insert(decl.name.as_str()) {
+            problems.push(format!("parameter `{}` is declared twice", decl.name));
+        }
+        problems.extend(decl.problems());
+        match &decl.default {
+            Some(default) => {
+                known.insert(decl.name.clone(), to_value(default));
+            }
+            None => {
+                later.insert(decl.name.clone());
+            }
+        }
+    }
+    let mut lines: Vec<String> = problems
+        .into_iter()
+        .map(|problem| format!("{source}: {problem}"))
+        .collect();
+    let mut status = VersionStatus {
+        version: version.version.clone(),
+        ..VersionStatus::default()
+    };
+    let filling = if version.params.is_empty() {
+        Filling::Later
+    } else {
+        Filling::Partly {
+            known: &known,
+            later: &later,
+        }
+    };
+    let graph = version.read(&source).and_then(|template| {
+        status.hash = Some(template.hash());
+        template.graph(filling)
+    });
+    match graph {
+        Ok(graph) => status.nodes = Some(u32::try_from(graph.len()).unwrap_or(u32::MAX)),
+        Err(problems) => lines.push(problems.to_string()),
+    }
+    if lines.is_empty() {
+        status.ready = true;
+    } else {
+        status.nodes = None;
+        status.message = Some(cut(lines.join("\n"), MAX_MESSAGE));
+    }
+    status
 }

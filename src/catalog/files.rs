@@ -12,10 +12,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::engine::name::Fqsn;
-use crate::value::json::Dialect;
-use crate::value::{Format, Problem, Problems, Value, read};
+use crate::value::{Problems, Value};
 
-const ENDINGS: [&str; 3] = ["json", "yaml", "yml"];
+use super::category::{self, ENDINGS, Entries};
 
 /// A catalogue: the folder `metadata`.
 #[derive(Clone, Debug)]
@@ -84,8 +83,6 @@ pub enum CatalogueError {
         why: String,
     },
 }
-
-type Entries = Vec<(String, Value)>;
 
 impl Catalogue {
     /// The catalogue in a folder.
@@ -398,26 +395,12 @@ impl Service {
         fqsn: &Fqsn,
         asked: Option<&str>,
     ) -> Result<(&str, &Path), CatalogueError> {
-        let versions = || {
-            let versions: Vec<&str> = self.templates.keys().map(String::as_str).collect();
-            format!("its versions are {}", versions.join(", "))
-        };
-        let not_found = |why: String| CatalogueError::NotFound {
-            fqsn: fqsn.clone(),
-            why,
-        };
-        let wanted = match (asked, &self.default_version) {
-            (Some(asked), _) => asked,
-            (None, Some(default)) => default,
-            (None, None) => {
-                let why = format!("it has no default_version; {}", versions());
-                return Err(not_found(why));
-            }
-        };
-        self.templates
-            .get_key_value(wanted)
-            .map(|(version, path)| (version.as_str(), path.as_path()))
-            .ok_or_else(|| not_found(format!("it has no version {wanted}; {}", versions())))
+        category::choose(&self.templates, self.default_version.as_deref(), asked)
+            .map(|(version, path)| (version, path.as_path()))
+            .map_err(|why| CatalogueError::NotFound {
+                fqsn: fqsn.clone(),
+                why,
+            })
     }
 }
 
@@ -427,91 +410,19 @@ fn read_category(path: &Path) -> Result<Entries, CatalogueError> {
         what: "cannot read the category file",
         source,
     })?;
-    let source = path.display().to_string();
-    let tree = read(&text, Format::of(&source, &text), Dialect::Strict)
-        .map_err(|list| Problems::new(source.clone(), list))?;
-    match tree.into_value() {
-        Value::Map(entries) => Ok(entries),
-        other => {
-            let message = format!("found {}; expected an object of services", other.kind());
-            Err(problem(source, "", message).into())
-        }
-    }
-}
-
-fn problem(source: impl Into<String>, path: &str, message: String) -> Problems {
-    let problem = Problem {
-        at: crate::value::Place::NONE,
-        path: path.to_owned(),
-        message,
-    };
-    Problems::new(source, vec![problem])
+    Ok(category::parse(&path.display().to_string(), &text)?)
 }
 
 fn service(file: &Path, name: &str, entry: &Value) -> Result<Service, Problems> {
-    let wrong = |field: &str, message: String| {
-        problem(
-            file.display().to_string(),
-            &format!("{name}{field}"),
-            message,
-        )
-    };
-    if !matches!(entry, Value::Map(_)) {
-        return Err(wrong(
-            "",
-            format!(
-                "found {}; expected an object with workflow_template_path",
-                entry.kind()
-            ),
-        ));
-    }
-    let text = |field: &str| match entry.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value @ (Value::String(_) | Value::Number(_))) => Ok(Some(value.to_plain_text())),
-        Some(other) => Err(wrong(
-            &format!(".{field}"),
-            format!("found {}; expected a text", other.kind()),
-        )),
-    };
-    let version = text("version")?;
+    let entry = category::entry(&file.display().to_string(), name, entry)?;
     let folder = file.parent().unwrap_or(Path::new(""));
-    let mut templates = BTreeMap::new();
-    match entry.get("workflow_template_path") {
-        Some(Value::String(path)) => {
-            let version = version.clone().unwrap_or_else(|| "1.0".to_owned());
-            templates.insert(version, folder.join(path));
-        }
-        Some(Value::Map(paths)) => {
-            for (version, path) in paths {
-                let Value::String(path) = path else {
-                    let field = format!(".workflow_template_path.{version}");
-                    return Err(wrong(
-                        &field,
-                        format!("found {}; expected a path", path.kind()),
-                    ));
-                };
-                templates.insert(version.clone(), folder.join(path));
-            }
-        }
-        _ => {
-            let message = "missing; expected a path or an object of versions and paths".to_owned();
-            return Err(wrong(".workflow_template_path", message));
-        }
-    }
-    let only = || {
-        if templates.len() == 1 {
-            templates.keys().next().cloned()
-        } else {
-            None
-        }
-    };
-    let default_version = text("default_version")?
-        .or_else(|| version.filter(|version| templates.contains_key(version)))
-        .or_else(only);
+    let templates = entry.templates.into_iter();
     Ok(Service {
-        default_version,
-        desc: text("desc")?,
-        release: text("release")?,
-        templates,
+        templates: templates
+            .map(|(version, path)| (version, folder.join(path)))
+            .collect(),
+        default_version: entry.default_version,
+        desc: entry.desc,
+        release: entry.release,
     })
 }

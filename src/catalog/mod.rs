@@ -1,5 +1,8 @@
-//! Where services are found by their FQSN: in files here, in a cluster later.
+//! Where services are found by their FQSN: in files, in `Service` objects and `ConfigMaps`.
 //!
 //! Must not know runs.
 
+mod category;
+pub mod cluster;
 pub mod files;
+pub mod gzip;

@@ -6,6 +6,8 @@ mod catalogue;
 mod definitions;
 mod inspect;
 mod legacy;
+mod logging;
+mod operator;
 pub mod printer;
 mod run;
 mod watch;
@@ -50,6 +52,8 @@ enum Command {
     Unregister(catalogue::UnregisterArgs),
     /// Print, write or check the definitions of the cluster's resources
     Crd(definitions::CrdArgs),
+    /// Run workflows in a Kubernetes cluster, for as long as it is not stopped
+    Operator(Box<operator::OperatorArgs>),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -101,6 +105,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Register(args) => catalogue::register(&context, &args),
         Command::Unregister(args) => catalogue::unregister(&context, &args),
         Command::Crd(args) => definitions::crd(&context, &args),
+        Command::Operator(args) => operator::operator(&context, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "apscli", &mut script);

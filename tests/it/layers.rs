@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms from left to right.
-const ROOMS: [&str; 7] = [
-    "value", "engine", "template", "catalog", "executor", "local", "cli",
+const ROOMS: [&str; 10] = [
+    "value", "engine", "template", "api", "catalog", "executor", "local", "operator", "server", "cli",
 ];
 
 /// Rooms without I/O, and what they may not name.

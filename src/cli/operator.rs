@@ -1,0 +1,296 @@
+//! `apscli operator`: arguments and environment become options, and the signals an end.
+//!
+//! Must not know how the operator works.
+
+use std::env;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum};
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use tracing_subscriber::filter::Targets;
+
+use crate::operator::health::Health;
+use crate::operator::metrics::Metrics;
+use crate::operator::options::{Delivery, Election, Options, Scope};
+use crate::operator::{self, OperatorError};
+use crate::server::Server;
+
+use super::logging::{self, Format};
+use super::{Context, Failure};
+
+/// The default image for nodes of this version: it holds apscli-node, python3 and a shell.
+const NODE_IMAGE: &str = concat!("docker.io/apscli/apscli-node:", env!("CARGO_PKG_VERSION"));
+
+/// The operator's own image, which holds apscli-node too.
+const TOOLS_IMAGE: &str = concat!("docker.io/apscli/apscli:", env!("CARGO_PKG_VERSION"));
+
+/// Where the operator is at home if nobody says so.
+const HOME: &str = "apscli";
+
+/// What decides how the operator works.
+#[derive(Debug, Args)]
+pub struct OperatorArgs {
+    /// A namespace to work in; may be repeated [default: all namespaces]
+    #[arg(long = "namespace", value_name = "NAMESPACE")]
+    namespaces: Vec<String>,
+    /// The namespace of the catalogue that all namespaces share [default: `$POD_NAMESPACE`, else apscli]
+    #[arg(long, value_name = "NAMESPACE")]
+    shared_namespace: Option<String>,
+    /// Whether replicas elect one that works; `false` only where there never are two
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    leader_election: bool,
+    /// The Lease's name; it is in `$POD_NAMESPACE`, else in apscli
+    #[arg(long, value_name = "NAME", default_value = "apscli")]
+    lease_name: String,
+    /// This process's name in the Lease, to which a random suffix is added [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    identity: Option<String>,
+    /// Where /healthz, /readyz and /metrics are served
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// The image of nodes that name none
+    #[arg(long, value_name = "IMAGE", default_value = NODE_IMAGE)]
+    node_image: String,
+    /// The image from which other images get apscli-node
+    #[arg(long, value_name = "IMAGE", default_value = TOOLS_IMAGE)]
+    tools_image: String,
+    /// How apscli-node comes into pods [default: in-image for the default image, init-copy for others]
+    #[arg(long, value_name = "HOW")]
+    delivery: Option<DeliveryArg>,
+    /// A service account that runs may name; may be repeated
+    #[arg(long = "allow-service-account", value_name = "NAME")]
+    service_accounts: Vec<String>,
+    /// How many seconds finished runs stay that say nothing about it [default: until deleted]
+    #[arg(long, value_name = "SECONDS")]
+    default_ttl: Option<u64>,
+    /// How many creations and deletions of pods are in flight at once
+    #[arg(long, value_name = "COUNT", default_value = "64")]
+    max_writes: NonZeroUsize,
+    /// How log lines are written
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: Format,
+    /// A level, or directives such as `info,kube_runtime=debug` [default: `$APSCLI_LOG`, else info]
+    #[arg(long, value_name = "FILTER", value_parser = logging::filter)]
+    log_level: Option<Targets>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DeliveryArg {
+    /// The image has it
+    InImage,
+    /// An init container copies it
+    InitCopy,
+    /// The tools image is mounted as a volume (kubelets 1.36 or newer)
+    ImageVolume,
+    /// By image volume where all nodes can, else by copy
+    Auto,
+}
+
+impl From<DeliveryArg> for Delivery {
+    fn from(arg: DeliveryArg) -> Self {
+        match arg {
+            DeliveryArg::InImage => Self::InImage,
+            DeliveryArg::InitCopy => Self::InitCopy,
+            DeliveryArg::ImageVolume => Self::ImageVolume,
+            DeliveryArg::Auto => Self::Auto,
+        }
+    }
+}
+
+impl OperatorArgs {
+    /// The options; `home` is the namespace that the operator itself runs in, if it is known.
+    ///
+    /// The name in the Lease gets the suffix though it was chosen: a container that is restarted in
+    /// its pod keeps host and arguments, and must not take its former self for itself.
+    fn options(&self, home: Option<String>, host: &str, suffix: &str) -> Options {
+        let home = home.unwrap_or_else(|| HOME.to_owned());
+        Options {
+            scope: if self.namespaces.is_empty() {
+                Scope::Cluster
+            } else {
+                let mut namespaces = self.namespaces.clone();
+                namespaces.sort_unstable();
+                namespaces.dedup();
+                Scope::Namespaces(namespaces)
+            },
+            shared_namespace: self.shared_namespace.clone().unwrap_or_else(|| home.clone()),
+            election: self.leader_election.then(|| Election {
+                namespace: home,
+                lease: self.lease_name.clone(),
+                identity: format!("{}-{suffix}", self.identity.as_deref().unwrap_or(host)),
+            }),
+            node_image: self.node_image.clone(),
+            tools_image: self.tools_image.clone(),
+            delivery: self.delivery.map(Delivery::from),
+            service_accounts: self.service_accounts.clone(),
+            default_ttl: self.default_ttl.map(Duration::from_secs),
+            max_writes: self.max_writes,
+        }
+    }
+}
+
+/// Runs the operator until it is asked to end by TERM or INT (exit status 0), or has lost its
+/// Lease (1).
+pub fn operator(context: &Context, args: &OperatorArgs) -> Result<ExitCode, Failure> {
+    let filter = match &args.log_level {
+        Some(filter) => filter.clone(),
+        None => match env::var("APSCLI_LOG") {
+            Ok(text) => logging::filter(&text).map_err(|error| format!("APSCLI_LOG: {error}"))?,
+            Err(env::VarError::NotPresent) => logging::filter("info")?,
+            Err(error) => return Err(format!("APSCLI_LOG: {error}").into()),
+        },
+    };
+    let home = env::var("POD_NAMESPACE").ok().filter(|name| !name.is_empty());
+    let suffix = random()?;
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy();
+    let options = args.options(home, &host, &suffix);
+    logging::start(filter, args.log_format)?;
+    // Two workers: while one folds a run of ten thousand nodes, the other renews the Lease and
+    // answers the probes. More would be memory and no gain, as the API is what is waited for.
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(serve(options, args.listen));
+    // What is still there is watches and connections; none of it is worth waiting for.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(Ended::Operator(error @ OperatorError::Lost(_))) => {
+            context.printer.error(&error);
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Why it did not work.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("cannot serve on {address}")]
+    Bind {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error("cannot hear signals")]
+    Signals(#[source] std::io::Error),
+    #[error(transparent)]
+    Operator(#[from] OperatorError),
+}
+
+async fn serve(options: Options, listen: SocketAddr) -> Result<(), Ended> {
+    let mut term = signal(SignalKind::terminate()).map_err(Ended::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Ended::Signals)?;
+    let stop = async move {
+        let name = tokio::select! {
+            _ = term.recv() => "TERM",
+            _ = interrupt.recv() => "INT",
+        };
+        info!("ends, asked to by the signal {name}");
+    };
+    let bind = |source| Ended::Bind {
+        address: listen,
+        source,
+    };
+    let server = Server::bind(listen).await.map_err(bind)?;
+    let address = server.address().map_err(bind)?;
+    info!(version = env!("CARGO_PKG_VERSION"), %address, ?options, "begins");
+    let health = Health::default();
+    let metrics = Arc::new(Metrics::default());
+    let serving = tokio::spawn(server.serve(health.clone(), Arc::clone(&metrics)));
+    let ended = operator::run(options, metrics, health, stop).await;
+    serving.abort();
+    Ok(ended?)
+}
+
+/// Eight hexadecimal digits that no other process has.
+fn random() -> Result<String, std::io::Error> {
+    let mut bytes = [0_u8; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{:08x}", u32::from_ne_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: OperatorArgs,
+    }
+
+    fn options(home: Option<&str>, words: &[&str]) -> Options {
+        let line = ["operator"].iter().chain(words);
+        let line = Line::try_parse_from(line).unwrap_or_else(|error| panic!("{error}"));
+        line.args.options(home.map(str::to_owned), "host", "1")
+    }
+
+    #[test]
+    fn without_arguments_it_works_everywhere_and_elects() {
+        let had = options(Some("tools"), &[]);
+        assert_eq!(had.scope, Scope::Cluster);
+        assert_eq!(had.shared_namespace, "tools");
+        assert_eq!(
+            had.election,
+            Some(Election {
+                namespace: "tools".to_owned(),
+                lease: "apscli".to_owned(),
+                identity: "host-1".to_owned(),
+            })
+        );
+        assert_eq!(had.max_writes.get(), 64);
+        assert_eq!((had.delivery, had.default_ttl), (None, None));
+        assert_eq!(options(None, &[]).shared_namespace, "apscli");
+    }
+
+    #[test]
+    fn every_choice_arrives() {
+        let had = options(
+            Some("tools"),
+            &[
+                "--namespace=b",
+                "--namespace=a",
+                "--namespace=b",
+                "--shared-namespace=shelf",
+                "--leader-election=false",
+                "--node-image=n:1",
+                "--tools-image=t:1",
+                "--delivery=image-volume",
+                "--allow-service-account=robot",
+                "--default-ttl=60",
+                "--max-writes=8",
+            ],
+        );
+        assert_eq!(
+            had,
+            Options {
+                scope: Scope::Namespaces(vec!["a".to_owned(), "b".to_owned()]),
+                shared_namespace: "shelf".to_owned(),
+                election: None,
+                node_image: "n:1".to_owned(),
+                tools_image: "t:1".to_owned(),
+                delivery: Some(Delivery::ImageVolume),
+                service_accounts: vec!["robot".to_owned()],
+                default_ttl: Some(Duration::from_secs(60)),
+                max_writes: NonZeroUsize::new(8).unwrap(),
+            }
+        );
+        let had = options(None, &["--lease-name=l", "--identity=me"]).election.unwrap();
+        assert_eq!((had.lease.as_str(), had.identity.as_str()), ("l", "me-1"));
+    }
+
+    #[test]
+    fn two_names_differ() {
+        assert_ne!(random().unwrap(), random().unwrap());
+    }
+}

@@ -1,0 +1,328 @@
+//! Carrying decisions out: pods are created and deleted, finalizers taken off, lost ones looked
+//! for. Each call is a task of its own whose answer comes back as news, so a run never waits for
+//! the API server.
+//!
+//! A create is repeated until its answer is known: the pod's name is fixed by run, node and
+//! attempt, so a repeat cannot make a second one. Must not decide what to start or end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::ResourceExt;
+use serde_json::json;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
+
+use crate::engine::graph::NodeIx;
+use crate::engine::name::Attempt;
+use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER};
+
+use super::context::Context;
+
+/// Longest wait between two tries of one call.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// An attempt, and the pod that carries it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Work {
+    pub(super) node: NodeIx,
+    pub(super) attempt: Attempt,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// The pod is there, and ours.
+    Created(Work, Box<Pod>),
+    /// The pod cannot be created yet; it is tried again. In words.
+    NotYet(Work, String),
+    /// The pod will never be created, in words.
+    Refused(Work, String),
+    /// The create was called off before a pod was made.
+    CalledOff(Work),
+    /// What stands under a pod's name and has its UID; none: it is gone.
+    Looked(Work, Option<Box<Pod>>),
+    /// The finalizer of the pod with this UID is off, or the pod is gone.
+    Stripped(String),
+}
+
+/// Asks a create that has not succeeded yet to stop trying.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CallOff(Arc<(AtomicBool, tokio::sync::Notify)>);
+
+impl CallOff {
+    pub(super) fn call_off(&self) {
+        self.0.0.store(true, Ordering::Release);
+        self.0.1.notify_one();
+    }
+
+    fn is_called_off(&self) -> bool {
+        self.0.0.load(Ordering::Acquire)
+    }
+
+    async fn pause(&self, length: Duration) {
+        let _ = tokio::time::timeout(length, self.0.1.notified()).await;
+    }
+}
+
+/// The hand that talks to the API server for one run.
+#[derive(Clone)]
+pub(super) struct Hand {
+    context: Arc<Context>,
+    pods: Api<Pod>,
+    answers: UnboundedSender<Answer>,
+}
+
+impl Hand {
+    pub(super) fn new(
+        context: Arc<Context>,
+        namespace: &str,
+        answers: UnboundedSender<Answer>,
+    ) -> Self {
+        let pods = Api::namespaced(context.client.clone(), namespace);
+        Self {
+            context,
+            pods,
+            answers,
+        }
+    }
+
+    fn answer(&self, answer: Answer) {
+        // Nobody listens once the run is over.
+        let _ = self.answers.send(answer);
+    }
+
+    /// Creates a pod; answers with `Created`, `Refused` or `CalledOff`, and with `NotYet` before.
+    /// `since`: when the news came that this attempt was waiting for.
+    pub(super) fn create(
+        &self,
+        work: Work,
+        pod: Box<Pod>,
+        call_off: CallOff,
+        mut since: Option<Instant>,
+    ) {
+        let hand = self.clone();
+        tokio::spawn(async move {
+            let mut tries = 0;
+            // Whether a create was sent whose answer is not known: then a pod may exist.
+            let mut in_doubt = false;
+            loop {
+                if call_off.is_called_off() {
+                    let found = if in_doubt { hand.find(&pod).await } else { Ok(None) };
+                    match found {
+                        Ok(None) => return hand.answer(Answer::CalledOff(work)),
+                        Ok(Some(found)) => return hand.answer(Answer::Created(work, found)),
+                        Err(_) => {
+                            tokio::time::sleep(pause(tries)).await;
+                            tries += 1;
+                            continue;
+                        }
+                    }
+                }
+                let answer = {
+                    let _slot = hand.context.write_slot().await;
+                    if let Some(since) = since.take() {
+                        hand.context.metrics.handed_off(since.elapsed());
+                    }
+                    hand.pods.create(&PostParams::default(), &pod).await
+                };
+                let why = match answer {
+                    Ok(pod) => return hand.answer(Answer::Created(work, Box::new(pod))),
+                    Err(error) => match Refusal::of(&error) {
+                        Refusal::Never(why) => return hand.answer(Answer::Refused(work, why)),
+                        Refusal::NotYet(why) => why,
+                        Refusal::InDoubt(why) => {
+                            in_doubt = true;
+                            why
+                        }
+                        Refusal::Exists => match hand.find(&pod).await {
+                            Ok(Some(found)) if is_ours(&found, &pod) => {
+                                return hand.answer(Answer::Created(work, found));
+                            }
+                            Ok(Some(_)) => {
+                                let why = format!(
+                                    "a pod named {} is there already and was not made by this run; \
+                                     its result is not taken",
+                                    pod.name_any()
+                                );
+                                return hand.answer(Answer::Refused(work, why));
+                            }
+                            // Deleted in between.
+                            Ok(None) => "its name is still taken".to_owned(),
+                            Err(error) => error.to_string(),
+                        },
+                    },
+                };
+                hand.answer(Answer::NotYet(work.clone(), why));
+                call_off.pause(pause(tries)).await;
+                tries += 1;
+            }
+        });
+    }
+
+    /// What stands under the pod's name, asked of the API server itself and not of a cache.
+    async fn find(&self, pod: &Pod) -> kube::Result<Option<Box<Pod>>> {
+        let found = self.pods.get_opt(&pod.name_any()).await?;
+        Ok(found.map(Box::new))
+    }
+
+    /// Deletes the pod with this UID; answers with nothing: its end comes by the watch.
+    pub(super) fn delete(&self, name: String, uid: String, grace: Option<u32>) {
+        let hand = self.clone();
+        tokio::spawn(async move {
+            let params = DeleteParams {
+                grace_period_seconds: grace,
+                preconditions: Some(Preconditions {
+                    uid: Some(uid),
+                    resource_version: None,
+                }),
+                ..DeleteParams::default()
+            };
+            for tries in 0.. {
+                let answer = {
+                    let _slot = hand.context.write_slot().await;
+                    hand.pods.delete(&name, &params).await
+                };
+                match answer {
+                    Ok(_) => return,
+                    // Gone, or another pod by now.
+                    Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => return,
+                    Err(error) => {
+                        tracing::warn!(pod = name, %error, "cannot delete a pod yet");
+                        tokio::time::sleep(pause(tries)).await;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Looks whether the pod with this UID is still there; answers with `Looked`.
+    pub(super) fn look(&self, work: Work, name: String, uid: String) {
+        let hand = self.clone();
+        tokio::spawn(async move {
+            for tries in 0.. {
+                match hand.pods.get_opt(&name).await {
+                    Ok(found) => {
+                        let same = found.filter(|pod| pod.metadata.uid.as_ref() == Some(&uid));
+                        return hand.answer(Answer::Looked(work, same.map(Box::new)));
+                    }
+                    Err(_) => tokio::time::sleep(pause(tries)).await,
+                }
+            }
+        });
+    }
+
+    /// Takes our finalizer off the pod with this UID; answers with `Stripped`.
+    pub(super) fn strip(&self, pod: &Pod) {
+        let (hand, pod) = (self.clone(), pod.clone());
+        tokio::spawn(async move {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            strip(&hand.pods, pod).await;
+            hand.answer(Answer::Stripped(uid));
+        });
+    }
+}
+
+/// Takes our finalizer off a pod, however long it takes.
+pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod) {
+    let name = pod.name_any();
+    for tries in 0.. {
+        let finalizers: Vec<&String> = pod
+            .finalizers()
+            .iter()
+            .filter(|finalizer| *finalizer != FINALIZER)
+            .collect();
+        // The version that the list was derived from: somebody else's finalizer is not lost.
+        let patch = json!({
+            "metadata": {
+                "uid": pod.metadata.uid,
+                "resourceVersion": pod.metadata.resource_version,
+                "finalizers": finalizers,
+            }
+        });
+        let answer = pods
+            .patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch))
+            .await;
+        match answer {
+            Ok(_) => return,
+            Err(kube::Error::Api(status)) if status.code == 404 => return,
+            Err(error) => {
+                if !matches!(&error, kube::Error::Api(status) if status.code == 409) {
+                    tracing::warn!(pod = name, %error, "cannot take the finalizer off yet");
+                }
+            }
+        }
+        tokio::time::sleep(pause(tries)).await;
+        match pods.get_opt(&name).await {
+            Ok(Some(now)) if now.metadata.uid == pod.metadata.uid => {
+                if !now.finalizers().iter().any(|it| it == FINALIZER) {
+                    return;
+                }
+                pod = now;
+            }
+            Ok(_) => return,
+            Err(_) => {}
+        }
+    }
+}
+
+/// Whether a pod found under the name is the one that this run would have created: made for
+/// this very run by its UID, for this very decision. (Who may create pods in the namespace can
+/// forge both; that cannot be told from here.)
+fn is_ours(found: &Pod, wanted: &Pod) -> bool {
+    let controller = |pod: &Pod| {
+        let mut owners = pod.owner_references().iter();
+        owners
+            .find(|owner| owner.controller == Some(true))
+            .map(|owner| owner.uid.clone())
+    };
+    let decision = |pod: &Pod| pod.annotations().get(ANNOTATION_DECISION).cloned();
+    controller(found).is_some()
+        && controller(found) == controller(wanted)
+        && decision(found) == decision(wanted)
+}
+
+fn pause(tries: u32) -> Duration {
+    let first = Duration::from_millis(100);
+    first.saturating_mul(1 << tries.min(10)).min(LONGEST_PAUSE)
+}
+
+/// Why a create was not answered with a pod.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    /// Something of this name is there.
+    Exists,
+    /// It was not done, and may be later.
+    NotYet(String),
+    /// It may have been done.
+    InDoubt(String),
+    /// It will never be done.
+    Never(String),
+}
+
+impl Refusal {
+    fn of(error: &kube::Error) -> Self {
+        let kube::Error::Api(status) = error else {
+            return Self::InDoubt(format!("the API server does not answer: {error}"));
+        };
+        let message = status.message.clone();
+        let namespace_ends = || {
+            let causes = status.details.iter().flat_map(|details| &details.causes);
+            causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+        };
+        match (status.code, status.reason.as_str()) {
+            (409, "AlreadyExists") => Self::Exists,
+            (403, _) if message.contains("exceeded quota") => Self::NotYet(message),
+            // Admission says no to what the pod is, and will say it again.
+            (403, _) if message.contains("violates PodSecurity") => Self::Never(message),
+            (403, _) if namespace_ends() => Self::Never(message),
+            (400 | 413 | 422, _) => Self::Never(message),
+            // A right that is missing can be given.
+            (401 | 403 | 404 | 409 | 429, _) => Self::NotYet(message),
+            _ => Self::InDoubt(message),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What all runs share: the client, the limits on writes, the catalogue, clock and counters.
+//!
+//! Must not know any run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{Api, ObjectMeta, PostParams};
+use kube::core::error_boundary::InvalidObject;
+use kube::{Client, Resource, ResourceExt};
+use tokio::sync::Semaphore;
+
+use crate::api::workflow_run::{RunPhase, WorkflowRun};
+use crate::catalog::cluster::{self, Found, NotFound};
+use crate::local::Clock;
+
+use super::metrics::Metrics;
+use super::options::Options;
+use super::service::Shelves;
+
+/// Who reports events.
+const REPORTER: &str = "apscli.dev/operator";
+
+/// What all runs share.
+pub(super) struct Context {
+    pub(super) client: Client,
+    pub(super) options: Options,
+    /// How many writes may be in flight.
+    pub(super) writes: Arc<Semaphore>,
+    pub(super) shelves: Shelves,
+    pub(super) snapshots: super::snapshot::Snapshots,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: Clock,
+    /// This process's name in events.
+    pub(super) instance: String,
+}
+
+impl Context {
+    /// A place among the writes in flight.
+    pub(super) async fn write_slot(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        let since = tokio::time::Instant::now();
+        // The semaphore is never closed.
+        let slot = self.writes.acquire().await.ok();
+        self.metrics.queued(since.elapsed());
+        slot
+    }
+
+    /// A service of the catalogue.
+    pub(super) fn find(
+        &self,
+        fqsn: &str,
+        version: Option<&str>,
+        namespace: &str,
+    ) -> Result<Found, NotFound> {
+        let services = self.shelves.services.state();
+        let config_maps = self.shelves.config_maps.state();
+        cluster::find(
+            fqsn,
+            version,
+            namespace,
+            &self.options.shared_namespace,
+            services.iter().map(AsRef::as_ref),
+            config_maps.iter().map(AsRef::as_ref),
+        )
+    }
+
+    /// Asks until there is an answer: only for reads without which a run cannot go on.
+    pub(super) async fn insist<T, F>(&self, what: &str, ask: impl Fn() -> F) -> T
+    where
+        F: Future<Output = kube::Result<T>>,
+    {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match ask().await {
+                Ok(answer) => return answer,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot {what} yet");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(15));
+                }
+            }
+        }
+    }
+
+    /// Whether the run of a pod still goes on, asked of the API server itself.
+    pub(super) async fn run_is_live(&self, namespace: &str, pod: &Pod, run_uid: &str) -> bool {
+        let owners = pod.owner_references();
+        let Some(owner) = owners.iter().find(|owner| owner.uid == run_uid) else {
+            return false;
+        };
+        let runs: Api<WorkflowRun> = Api::namespaced(self.client.clone(), namespace);
+        match self.insist("look for a pod's run", || runs.get_opt(&owner.name)).await {
+            Some(run) if run.metadata.uid.as_deref() == Some(run_uid) => {
+                let phase = run.status.and_then(|status| status.phase).unwrap_or_default();
+                run.metadata.deletion_timestamp.is_none() && !phase.is_final()
+            }
+            _ => false,
+        }
+    }
+
+    /// Tells the world of a run's move from one phase to another: counted, logged, one Event.
+    pub(super) fn announce(&self, before: &WorkflowRun, after: &WorkflowRun) {
+        let phase = |run: &WorkflowRun| run.status.as_ref().and_then(|status| status.phase);
+        let (from, to) = (phase(before), phase(after));
+        if from == to {
+            return;
+        }
+        self.metrics.run_moved(from.map(RunPhase::as_str), to.map(RunPhase::as_str));
+        let Some(to) = to else { return };
+        let status = after.status.as_ref();
+        let message = status.and_then(|status| status.message.clone());
+        let message = message.unwrap_or_else(|| match to {
+            RunPhase::Running => "the run has begun".to_owned(),
+            _ => "all went well".to_owned(),
+        });
+        tracing::info!(phase = to.as_str(), message, "the run moved");
+        let bad = matches!(to, RunPhase::Failed | RunPhase::Error);
+        self.tell(after, to.as_str(), &message, bad);
+    }
+
+    /// Makes an Event on an object. A lost one is not made again: the status says the same.
+    pub(super) fn tell<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        reason: &str,
+        note: &str,
+        bad: bool,
+    ) {
+        const LONGEST: usize = 1000;
+        let namespace = object.namespace().unwrap_or_default();
+        let end = note.floor_char_boundary(LONGEST);
+        let event = Event {
+            action: Some(reason.to_owned()),
+            reason: Some(reason.to_owned()),
+            note: Some(note.get(..end).unwrap_or_default().to_owned()),
+            event_time: Some(MicroTime(self.clock.now())),
+            regarding: Some(ObjectReference {
+                resource_version: None,
+                ..object.object_ref(&())
+            }),
+            reporting_controller: Some(REPORTER.to_owned()),
+            reporting_instance: Some(self.instance.clone()),
+            type_: Some(if bad { "Warning" } else { "Normal" }.to_owned()),
+            metadata: ObjectMeta {
+                generate_name: Some("apscli-".to_owned()),
+                namespace: Some(namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            ..Event::default()
+        };
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        tokio::spawn(async move {
+            if let Err(error) = events.create(&PostParams::default(), &event).await {
+                tracing::debug!(%error, "an event could not be made");
+            }
+        });
+    }
+
+    /// A run that cannot be read: it says so, and nobody else is stopped.
+    pub(super) fn refuse_unreadable(&self, invalid: &InvalidObject) {
+        let name = invalid.metadata.name.clone().unwrap_or_default();
+        let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
+        tracing::error!(namespace, name, error = %invalid.error, "a WorkflowRun cannot be read");
+        let message = format!("the run cannot be read: {}", invalid.error);
+        let runs: Api<kube::api::DynamicObject> = Api::namespaced_with(
+            self.client.clone(),
+            &namespace,
+            &kube::api::ApiResource::erase::<WorkflowRun>(&()),
+        );
+        let now = self.clock.now();
+        let patch = serde_json::json!({
+            "metadata": {"resourceVersion": invalid.metadata.resource_version},
+            "status": {
+                "phase": RunPhase::Error.as_str(),
+                "message": message,
+                "completionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now),
+                "conditions": [{
+                    "type": crate::api::condition::FAILED,
+                    "status": "True",
+                    "reason": "Unreadable",
+                    "message": message,
+                    "lastTransitionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now),
+                }],
+            },
+        });
+        tokio::spawn(async move {
+            let params = kube::api::PatchParams::default();
+            let patch = kube::api::Patch::Merge(patch);
+            if let Err(error) = runs.patch_status(&name, &params, &patch).await {
+                tracing::warn!(name, %error, "cannot say of a run that it cannot be read");
+            }
+        });
+    }
+}

@@ -1,0 +1,166 @@
+//! The driver in the cluster.
+//!
+//! ```text
+//! watches → hub → a task for each run: observe → fold → step → apply → publish
+//! ```
+//! One task a run, fed by shared watches, because a decision must not wait for a write of the one
+//! before; a controller that serialises each object would make it. Services have such a
+//! controller: nothing of theirs is in a hurry.
+//!
+//! Must not compute what the engine computes.
+
+mod apply;
+pub mod client;
+mod context;
+mod floor;
+pub mod health;
+mod hub;
+pub mod lease;
+pub mod metrics;
+pub mod options;
+pub mod presence;
+mod publish;
+mod resolve;
+mod service;
+mod snapshot;
+pub mod spans;
+pub mod status;
+mod workflow_run;
+
+use std::sync::Arc;
+
+use futures::stream::{SelectAll, StreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::Api;
+use kube::{Client, Config, Resource};
+use tokio::sync::Semaphore;
+
+use crate::api::{LABEL_MANAGED_BY, MANAGED_BY};
+use crate::local::Clock;
+
+use context::Context;
+use health::Health;
+use hub::{Hub, Incoming, watch};
+use lease::{Leadership, Lease, Timing};
+use metrics::Metrics;
+use options::{Options, Scope};
+
+/// Why the operator ended without being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// Neither a kubeconfig nor a pod's service account.
+    #[error("found no way to a cluster")]
+    Config(#[from] kube::config::InferConfigError),
+    /// The configuration is of no use.
+    #[error("cannot make a client for the cluster")]
+    Client(#[source] kube::Error),
+    /// Another replica may lead now. This process has to end, and may start anew.
+    #[error("the lease {0} is lost")]
+    Lost(String),
+}
+
+/// Works until `stop` comes back, in a cluster that is found as kubectl finds it or from inside a
+/// pod. Then it takes on nothing new, waits for what is in flight, and gives the Lease back.
+pub async fn run(
+    options: Options,
+    metrics: Arc<Metrics>,
+    health: Health,
+    stop: impl Future<Output = ()>,
+) -> Result<(), OperatorError> {
+    tokio::pin!(stop);
+    let config = Config::infer().await?;
+    let connect = |leadership: &Leadership| {
+        client::client(config.clone(), Arc::clone(&metrics), leadership.clone())
+            .map_err(OperatorError::Client)
+    };
+    let (leadership, lease) = match &options.election {
+        None => (Leadership::alone(), None),
+        Some(election) => {
+            let lease = Lease::new(
+                connect(&Leadership::alone())?,
+                &election.namespace,
+                &election.lease,
+                &election.identity,
+                Timing::default(),
+            );
+            (lease.leadership(), Some((lease, election.lease.clone())))
+        }
+    };
+    let client = connect(&leadership)?;
+    tokio::select! {
+        () = presence::kinds(&client, &health, "apscli.dev/v1alpha1", &["services", "workflowruns", "workflowrunpages"]) => {}
+        () = &mut stop => return Ok(()),
+    }
+    let mut name = String::new();
+    if let Some((lease, called)) = lease {
+        name = called;
+        tokio::select! {
+            _ = lease.acquire() => {}
+            () = &mut stop => return Ok(()),
+        }
+    }
+    metrics.set_leads(true);
+    let instance = options.election.as_ref().map_or_else(|| "apscli".to_owned(), |it| it.identity.clone());
+    let ended = tokio::select! {
+        () = work(client, options, Arc::clone(&metrics), &health, instance) => Ok(()),
+        () = leadership.lost() => Err(OperatorError::Lost(name)),
+        () = &mut stop => {
+            leadership.release().await;
+            Ok(())
+        }
+    };
+    metrics.set_leads(false);
+    ended
+}
+
+/// The leader's work; goes on until it is dropped.
+async fn work(
+    client: Client,
+    options: Options,
+    metrics: Arc<Metrics>,
+    health: &Health,
+    instance: String,
+) {
+    let (shelves, services) = service::start(&client, &options, health);
+    let context = Arc::new(Context {
+        client: client.clone(),
+        writes: Arc::new(Semaphore::new(options.max_writes.get())),
+        shelves,
+        snapshots: snapshot::Snapshots::default(),
+        metrics,
+        clock: Clock::default(),
+        instance,
+        options,
+    });
+    let services = services(Arc::clone(&context));
+    let runs = async {
+        // A run by FQSN that is looked at before the catalogue is known would only say so.
+        context.shelves.ready().await;
+        let labels = format!("{LABEL_MANAGED_BY}={MANAGED_BY}");
+        let mut incoming = SelectAll::new();
+        for api in apis(&client, &context.options.scope) {
+            incoming.push(watch(api, None).map(Incoming::Run).boxed());
+        }
+        for api in apis::<Pod>(&client, &context.options.scope) {
+            incoming.push(watch(api, Some(&labels)).map(Incoming::Pod).boxed());
+        }
+        let (hub, finished) = Hub::new(Arc::clone(&context), health);
+        hub.run(incoming, finished).await;
+    };
+    tokio::join!(services, runs);
+}
+
+/// The places of a kind that the operator looks at.
+fn apis<K>(client: &Client, scope: &Scope) -> Vec<Api<K>>
+where
+    K: Resource<Scope = kube::core::NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    match scope {
+        Scope::Cluster => vec![Api::all(client.clone())],
+        Scope::Namespaces(namespaces) => namespaces
+            .iter()
+            .map(|namespace| Api::namespaced(client.clone(), namespace))
+            .collect(),
+    }
+}

@@ -1,0 +1,481 @@
+//! Writing a run's state onto its resource: one write in flight, the next when it returns.
+//!
+//! Many changes become one write: after a write the next waits a moment, unless the run is over or
+//! a new attempt waits to be on record. Writes carry the version of the resource that they were
+//! derived from; on a conflict they are derived again.
+//!
+//! Must not decide what stands in the status (that is `status`), nor what the run does next.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Resource, ResourceExt};
+use serde_json::{Map, json};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
+
+use crate::api::condition::{self, COMPLETE, FAILED, News, RECONCILING, STALLED};
+use crate::api::page::{WorkflowRunPage, WorkflowRunPageSpec};
+use crate::api::workflow_run::{Resolved, RunPhase, WorkflowRun, WorkflowRunStatus};
+use crate::api::{Object, elapsed};
+use crate::engine::event::CancelCause;
+use crate::engine::graph::{Graph, NodeIx};
+use crate::engine::state::{Phase, RunState};
+use crate::engine::step::Verdict;
+
+use super::context::Context;
+use super::floor::Floor;
+use super::resolve::Unresolved;
+use super::status::{self, PAGE, PodFacts};
+
+/// Shortest time from one write to the next, for runs without pages and for runs with.
+const PAUSE: Duration = Duration::from_millis(300);
+const PAUSE_PAGED: Duration = Duration::from_secs(1);
+/// Longest pause after writes that failed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// The name of a page. It holds the run's UID, so that a run that was deleted and made again
+/// under its old name has pages of its own.
+#[must_use]
+pub(super) fn page_name(run_uid: &str, index: u32) -> String {
+    let hash = Sha256::digest(run_uid);
+    let hash = hash.get(..10).unwrap_or_default();
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("apscli-{hex}-{index}")
+}
+
+/// What is to be written.
+#[derive(Debug)]
+pub(super) struct Draft {
+    version: u64,
+    status: WorkflowRunStatus,
+    pages: Vec<WorkflowRunPageSpec>,
+}
+
+/// Everything that a running run's status is made of.
+pub(super) struct View<'a> {
+    pub(super) graph: &'a Graph,
+    pub(super) state: &'a RunState,
+    pub(super) run: &'a WorkflowRun,
+    pub(super) resolved: &'a Resolved,
+    pub(super) verdict: Option<Verdict>,
+    pub(super) facts: &'a dyn Fn(NodeIx) -> PodFacts,
+    pub(super) now: Timestamp,
+    pub(super) version: u64,
+}
+
+impl Draft {
+    /// The status of a run that was begun. `touched`: the pages to be written, where there are
+    /// pages.
+    pub(super) fn new(view: &View<'_>, touched: &BTreeSet<u32>) -> Self {
+        let View { graph, state, run, now, .. } = *view;
+        let mut status = run.status.clone().unwrap_or_default();
+        let phase = match view.verdict {
+            Some(verdict) => match verdict.phase {
+                Phase::Succeeded => RunPhase::Succeeded,
+                Phase::Cancelled => RunPhase::Cancelled,
+                _ => RunPhase::Failed,
+            },
+            None if state.is_suspended() && state.cancelled().is_none() => RunPhase::Suspended,
+            None => RunPhase::Running,
+        };
+        let counts = status::counts(state);
+        status.phase = Some(phase);
+        status.observed_generation = run.metadata.generation;
+        status.progress = Some(format!("{}/{}", counts.finished(), counts.total));
+        status.counts = Some(counts);
+        status.resolved = Some(view.resolved.clone());
+        status.cancel_cause = state.cancelled().map(Into::into);
+        status.start_time = state.started_at().map(Time);
+        let waits = |ix: NodeIx| {
+            let (word, message) = (view.facts)(ix).waits?;
+            Some(if message.is_empty() { word } else { format!("{word}: {message}") })
+        };
+        let message = match view.verdict {
+            Some(_) => status::last_message(graph, state),
+            None => status::message(graph, state, &waits),
+        };
+        status.message = Some(message).filter(|message| !message.is_empty());
+        let entry = |ix: NodeIx| status::node(graph, state, ix, &(view.facts)(ix));
+        let paged = graph.len() > PAGE;
+        let mut pages = Vec::new();
+        if paged {
+            status.nodes = status::shown(state).map(entry).collect();
+            let all = u32::try_from(graph.len().div_ceil(PAGE)).unwrap_or(u32::MAX);
+            status.pages = Some(all);
+            for index in touched {
+                let first = *index as usize * PAGE;
+                let nodes = graph.iter().map(|(ix, _)| ix).skip(first).take(PAGE);
+                pages.push(WorkflowRunPageSpec {
+                    run: Some(run.name_any()),
+                    index: *index,
+                    nodes: nodes.map(entry).collect(),
+                });
+            }
+        } else {
+            status.nodes = graph.iter().map(|(ix, _)| entry(ix)).collect();
+        }
+        if let Some(verdict) = view.verdict {
+            status.return_code = i32::try_from(verdict.return_code).ok();
+            let ended = state.last_end().unwrap_or(now);
+            finish(&mut status, None, (ended, now), run.metadata.generation);
+        } else {
+            let word = phase.as_str();
+            let news = News::new(RECONCILING, true, word, "the run goes on");
+            condition::set(&mut status.conditions, news, run.metadata.generation, now);
+            condition::clear(&mut status.conditions, STALLED);
+        }
+        Self {
+            version: view.version,
+            status,
+            pages,
+        }
+    }
+
+    /// The status of a run for which nothing was found to run. None: it says so already.
+    pub(super) fn unresolved(
+        run: &WorkflowRun,
+        unresolved: &Unresolved,
+        now: Timestamp,
+    ) -> Option<Self> {
+        let before = run.status.clone().unwrap_or_default();
+        let mut status = before.clone();
+        let generation = run.metadata.generation;
+        status.observed_generation = generation;
+        match unresolved {
+            Unresolved::Wait { reason, message } => {
+                status.phase = Some(RunPhase::Pending);
+                status.message = Some(message.clone());
+                let news = News::new(STALLED, true, reason.clone(), message.clone());
+                condition::set(&mut status.conditions, news, generation, now);
+                condition::clear(&mut status.conditions, RECONCILING);
+            }
+            Unresolved::Never { reason, message } => {
+                status.phase = Some(RunPhase::Error);
+                status.return_code = Some(0);
+                status.message = Some(message.clone());
+                finish(&mut status, Some(reason), (now, now), generation);
+            }
+            Unresolved::Cancelled => {
+                status.phase = Some(RunPhase::Cancelled);
+                status.cancel_cause = Some(CancelCause::Asked.into());
+                status.return_code = Some(0);
+                status.message = Some("cancelled before it began".to_owned());
+                finish(&mut status, None, (now, now), generation);
+            }
+        }
+        (status != before).then_some(Self {
+            version: 0,
+            status,
+            pages: Vec::new(),
+        })
+    }
+}
+
+/// What every run says once it is over.
+fn finish(
+    status: &mut WorkflowRunStatus,
+    reason: Option<&str>,
+    (ended, now): (Timestamp, Timestamp),
+    generation: Option<i64>,
+) {
+    let start = status.start_time.as_ref().map_or(ended, |time| time.0);
+    let took = Duration::try_from(ended.duration_since(start)).unwrap_or_default();
+    status.completion_time = Some(Time(ended));
+    status.duration = Some(elapsed(took));
+    let message = status.message.clone().unwrap_or_default();
+    let phase = status.phase.unwrap_or_default();
+    let news = match phase {
+        RunPhase::Succeeded => News::new(COMPLETE, true, "Succeeded", message),
+        RunPhase::Cancelled => News::new(FAILED, true, "Cancelled", message),
+        RunPhase::Error => News::new(FAILED, true, reason.unwrap_or("Error"), message),
+        _ if status.cancel_cause.is_some() => News::new(FAILED, true, "Timeout", message),
+        _ => News::new(FAILED, true, "NodesFailed", message),
+    };
+    condition::set(&mut status.conditions, news, generation, now);
+    condition::clear(&mut status.conditions, RECONCILING);
+    condition::clear(&mut status.conditions, STALLED);
+}
+
+/// What came of a write.
+#[derive(Debug)]
+pub(super) enum Published {
+    /// It stands.
+    Done {
+        /// The version of the state that it was.
+        version: u64,
+        /// The run as it is now.
+        run: Arc<WorkflowRun>,
+    },
+    /// The run was changed by somebody else; this is what it is now.
+    Conflict { run: Arc<WorkflowRun> },
+    /// The run is gone, or another one has its name.
+    Gone,
+    /// It could not be written, and may be later.
+    Failed { pages: BTreeSet<u32> },
+}
+
+/// What of a run has still to be written, and how.
+pub(super) struct Publisher {
+    context: Arc<Context>,
+    run: Arc<WorkflowRun>,
+    floor: Floor,
+    /// The pages that exist.
+    made: BTreeSet<u32>,
+    /// Nodes whose entries have changed since the last write.
+    nodes: BTreeSet<NodeIx>,
+    dirty: bool,
+    hurry: bool,
+    /// The pages of the write in flight.
+    writing: Option<BTreeSet<u32>>,
+    /// Pages of a write that failed.
+    again: BTreeSet<u32>,
+    next: Instant,
+    failures: u32,
+    paged: bool,
+    answers: UnboundedSender<Published>,
+}
+
+impl Publisher {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        run: &Arc<WorkflowRun>,
+        answers: UnboundedSender<Published>,
+    ) -> Self {
+        let mut publisher = Self {
+            context: Arc::clone(context),
+            run: Arc::clone(run),
+            floor: Floor::default(),
+            made: BTreeSet::new(),
+            nodes: BTreeSet::new(),
+            dirty: true,
+            hurry: true,
+            writing: None,
+            again: BTreeSet::new(),
+            next: Instant::now(),
+            failures: 0,
+            paged: false,
+            answers,
+        };
+        publisher.admit(run);
+        publisher
+    }
+
+    /// Takes in the run as a watch shows it. Returns whether that is news.
+    pub(super) fn admit(&mut self, run: &Arc<WorkflowRun>) -> bool {
+        let news = self.floor.admit(run.metadata.resource_version.as_deref());
+        if news {
+            self.run = Arc::clone(run);
+        }
+        news
+    }
+
+    /// Something that is not a node's has changed.
+    pub(super) fn touch(&mut self) {
+        self.dirty = true;
+    }
+
+    /// A node has changed.
+    pub(super) fn touch_node(&mut self, ix: NodeIx) {
+        self.nodes.insert(ix);
+        self.dirty = true;
+    }
+
+    /// The next write shall not wait.
+    pub(super) fn hurry(&mut self) {
+        self.hurry = true;
+        self.dirty = true;
+    }
+
+    /// Whether to write now.
+    pub(super) fn is_ready(&self, over: bool) -> bool {
+        let idle = self.writing.is_none() && self.dirty;
+        let failed = self.failures > 0;
+        idle && ((!failed && (over || self.hurry)) || self.next <= Instant::now())
+    }
+
+    /// When to write next, if there is something to write and nothing in flight.
+    pub(super) fn due(&self) -> Option<Instant> {
+        (self.writing.is_none() && self.dirty).then_some(self.next)
+    }
+
+    /// The pages whose nodes have changed.
+    pub(super) fn touched(&self, nodes: usize) -> BTreeSet<u32> {
+        if nodes <= PAGE {
+            return BTreeSet::new();
+        }
+        let page = |ix: &NodeIx| u32::try_from(ix.index() / PAGE).unwrap_or(u32::MAX);
+        self.nodes.iter().map(page).chain(self.again.iter().copied()).collect()
+    }
+
+    /// Starts a write; its answer comes as [`Published`] and must be given to [`Self::settle`].
+    pub(super) fn write(&mut self, draft: Draft) {
+        self.nodes.clear();
+        self.again.clear();
+        self.dirty = false;
+        self.hurry = false;
+        self.paged = draft.status.pages.is_some();
+        self.writing = Some(draft.pages.iter().map(|page| page.index).collect());
+        let task = Write {
+            context: Arc::clone(&self.context),
+            run: Arc::clone(&self.run),
+            made: self.made.clone(),
+        };
+        let answers = self.answers.clone();
+        tokio::spawn(async move {
+            let published = task.write(draft).await;
+            // Nobody listens where the run is gone.
+            let _ = answers.send(published);
+        });
+    }
+
+    /// Takes in what came of a write.
+    pub(super) fn settle(&mut self, published: &Published) {
+        let writing = self.writing.take().unwrap_or_default();
+        let pause = if self.paged { PAUSE_PAGED } else { PAUSE };
+        match published {
+            Published::Done { run, .. } => {
+                self.failures = 0;
+                self.next = Instant::now() + pause;
+                self.made.extend(writing);
+                self.admit(run);
+            }
+            Published::Conflict { run } => {
+                self.again.extend(writing);
+                self.dirty = true;
+                self.hurry = true;
+                self.floor = Floor::default();
+                self.admit(run);
+            }
+            Published::Gone => {}
+            Published::Failed { pages } => {
+                self.made.extend(pages);
+                self.again.extend(writing.difference(pages));
+                self.dirty = true;
+                let pause = pause.saturating_mul(1 << self.failures.min(10));
+                self.failures += 1;
+                self.next = Instant::now() + pause.min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+/// One write.
+struct Write {
+    context: Arc<Context>,
+    run: Arc<WorkflowRun>,
+    made: BTreeSet<u32>,
+}
+
+impl Write {
+    async fn write(&self, draft: Draft) -> Published {
+        let _slot = self.context.write_slot().await;
+        let namespace = self.run.namespace().unwrap_or_default();
+        let client = self.context.client.clone();
+        let pages: Api<WorkflowRunPage> = Api::namespaced(client.clone(), &namespace);
+        let mut written = BTreeSet::new();
+        for page in draft.pages {
+            let index = page.index;
+            if let Err(error) = self.page(&pages, page).await {
+                tracing::warn!(page = index, %error, "cannot write a page yet");
+                return Published::Failed { pages: written };
+            }
+            written.insert(index);
+        }
+        let runs: Api<WorkflowRun> = Api::namespaced(client, &namespace);
+        let name = self.run.name_any();
+        let Some(patch) = self.patch(&draft.status) else {
+            return Published::Done {
+                version: draft.version,
+                run: Arc::clone(&self.run),
+            };
+        };
+        let params = PatchParams::default();
+        match runs.patch_status(&name, &params, &Patch::Merge(patch)).await {
+            Ok(run) => Published::Done {
+                version: draft.version,
+                run: Arc::new(run),
+            },
+            Err(kube::Error::Api(status)) if status.code == 404 => Published::Gone,
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                match runs.get_opt(&name).await {
+                    Ok(Some(run)) if run.metadata.uid == self.run.metadata.uid => {
+                        Published::Conflict { run: Arc::new(run) }
+                    }
+                    Ok(_) => Published::Gone,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot read the run after a conflict yet");
+                        Published::Failed { pages: written }
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot write the status yet");
+                Published::Failed { pages: written }
+            }
+        }
+    }
+
+    /// The members of the status that are new, with the version that they were derived from. None:
+    /// nothing is new.
+    fn patch(&self, status: &WorkflowRunStatus) -> Option<serde_json::Value> {
+        let members = |status: &WorkflowRunStatus| -> Object {
+            match serde_json::to_value(status) {
+                Ok(serde_json::Value::Object(members)) => members,
+                _ => Map::new(),
+            }
+        };
+        let old = self.run.status.as_ref().map(members).unwrap_or_default();
+        let mut new = members(status);
+        let gone: Vec<String> = old.keys().filter(|key| !new.contains_key(*key)).cloned().collect();
+        new.retain(|key, value| old.get(key) != Some(value));
+        new.extend(gone.into_iter().map(|key| (key, serde_json::Value::Null)));
+        (!new.is_empty()).then(|| {
+            json!({
+                "metadata": {
+                    "uid": self.run.metadata.uid,
+                    "resourceVersion": self.run.metadata.resource_version,
+                },
+                "status": new,
+            })
+        })
+    }
+
+    async fn page(&self, pages: &Api<WorkflowRunPage>, spec: WorkflowRunPageSpec) -> kube::Result<()> {
+        let uid = self.run.metadata.uid.clone().unwrap_or_default();
+        let name = page_name(&uid, spec.index);
+        let patch = json!({"spec": {"nodes": spec.nodes}});
+        if !self.made.contains(&spec.index) {
+            let owner = OwnerReference {
+                api_version: WorkflowRun::api_version(&()).into_owned(),
+                kind: WorkflowRun::kind(&()).into_owned(),
+                name: self.run.name_any(),
+                uid,
+                controller: Some(true),
+                block_owner_deletion: None,
+            };
+            let page = WorkflowRunPage {
+                metadata: ObjectMeta {
+                    name: Some(name.clone()),
+                    owner_references: Some(vec![owner]),
+                    ..ObjectMeta::default()
+                },
+                spec,
+            };
+            match pages.create(&PostParams::default(), &page).await {
+                Ok(_) => return Ok(()),
+                // Made before a restart, or the answer was lost.
+                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let params = PatchParams::default();
+        pages.patch_metadata(&name, &params, &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,289 @@
+//! What a run runs: its template from wherever it stands, parameters filled in, proven runnable.
+//!
+//! What is not fixed by the run itself (a service, texts and parameters in `ConfigMaps`) is copied
+//! to snapshots first, and after a restart only those are read: a service that is changed while a
+//! run goes on does not touch it.
+//!
+//! Must not start anything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use kube::ResourceExt;
+use sha2::{Digest, Sha256};
+
+use crate::api::workflow_run::{ExecutorKind, OnLost, PodOverrides, Resolved, WorkflowRun};
+use crate::api::{object_to_value, to_value};
+use crate::catalog::cluster::{Found, Written};
+use crate::engine::graph::Graph;
+use crate::engine::step::{self, Limits};
+use crate::executor::pod::build::{self, Delivery, RunPods, Scripts, SecretParam};
+use crate::template::{Filling, Params, Template};
+
+use super::context::Context;
+use super::options;
+use super::snapshot::{self, Pinned};
+
+/// How long a node that is ended has between TERM and KILL.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What a run runs.
+pub(super) struct Program {
+    pub(super) graph: Arc<Graph>,
+    pub(super) pods: RunPods,
+    pub(super) resolved: Resolved,
+    /// Whether `resolved` must be on record before anything starts.
+    pub(super) record_first: bool,
+}
+
+/// Why there is nothing to run.
+#[derive(Debug)]
+pub(super) enum Unresolved {
+    /// It may come: a service that is not published yet.
+    Wait { reason: String, message: String },
+    /// It will not come: what is there can never run.
+    Never { reason: String, message: String },
+    /// The run was cancelled before it began.
+    Cancelled,
+}
+
+impl Unresolved {
+    pub(super) fn wait(reason: &str, message: impl Into<String>) -> Self {
+        Self::Wait {
+            reason: reason.to_owned(),
+            message: message.into(),
+        }
+    }
+
+    pub(super) fn never(reason: &str, message: impl Into<String>) -> Self {
+        Self::Never {
+            reason: reason.to_owned(),
+            message: message.into(),
+        }
+    }
+}
+
+/// Finds what a run runs.
+pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Program, Unresolved> {
+    check(context, run)?;
+    let recorded = run.status.as_ref().and_then(|status| status.resolved.as_ref());
+    let recorded = recorded.filter(|resolved| !resolved.snapshot.is_empty());
+    let (pinned, snapshot) = match recorded {
+        Some(resolved) => {
+            let pinned = snapshot::read(context, run, &resolved.snapshot).await?;
+            (pinned, resolved.snapshot.clone())
+        }
+        None => pin(context, run).await?,
+    };
+    let (template, hash) = template(run, &pinned)?;
+    let params = params(run, &pinned)?;
+    let graph = template
+        .graph(Filling::With(&params))
+        .map_err(|problems| Unresolved::never("InvalidTemplate", problems.to_string()))?;
+    let resolved = Resolved {
+        fqsn: pinned.fqsn.clone(),
+        version: pinned.version.clone(),
+        hash: Some(hash),
+        source: Some(pinned.source.clone().unwrap_or_else(|| "the run's own template".to_owned())),
+        snapshot,
+    };
+    Ok(Program {
+        graph: Arc::new(graph),
+        pods: pods(context, run, &pinned),
+        record_first: recorded.is_none() && !resolved.snapshot.is_empty(),
+        resolved,
+    })
+}
+
+/// What the operator does not do for this run, whatever it runs.
+fn check(context: &Context, run: &WorkflowRun) -> Result<(), Unresolved> {
+    if let Some(account) = &run.spec.service_account_name
+        && !context.options.service_accounts.contains(account)
+    {
+        let message = format!(
+            "spec.serviceAccountName: `{account}` is not on the operator's list; expected {} \
+             (the cluster's administrator can add it: --allow-service-account)",
+            listed(&context.options.service_accounts)
+        );
+        return Err(Unresolved::never("ServiceAccountNotAllowed", message));
+    }
+    if let Some(timeout) = &run.spec.timeout {
+        timeout
+            .length()
+            .map_err(|message| Unresolved::never("InvalidTimeout", format!("spec.timeout: {message}")))?;
+    }
+    Ok(())
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        format!("one of {}", names.join(", "))
+    }
+}
+
+/// Looks up what the run names, and copies it to snapshots.
+async fn pin(context: &Context, run: &WorkflowRun) -> Result<(Pinned, Vec<String>), Unresolved> {
+    let params = snapshot::params_from(context, run).await?;
+    let service = match &run.spec.fqsn {
+        Some(fqsn) => Some(found(context, run, fqsn)?),
+        None => None,
+    };
+    let text = if run.spec.template_from.is_empty() {
+        None
+    } else {
+        Some(snapshot::template_from(context, run).await?)
+    };
+    if service.is_none() && text.is_none() && params.is_none() {
+        // The run's own spec is fixed already.
+        return Ok((Pinned::default(), Vec::new()));
+    }
+    snapshot::pin(context, run, service, text, params).await
+}
+
+fn found(context: &Context, run: &WorkflowRun, fqsn: &str) -> Result<Found, Unresolved> {
+    let namespace = run.namespace().unwrap_or_default();
+    context
+        .find(fqsn, run.spec.version.as_deref(), &namespace)
+        .map_err(|error| Unresolved::wait("ServiceNotFound", error.to_string()))
+}
+
+/// The template, and the hash by which two runs can be seen to run the same.
+fn template(run: &WorkflowRun, pinned: &Pinned) -> Result<(Template, String), Unresolved> {
+    let hash = |text: &str| {
+        let digest = Sha256::digest(text);
+        digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    match (&pinned.template, &run.spec.template) {
+        (Some(Written::Text { name, text }), _) => {
+            let template = Template::read(name, text)
+                .map_err(|problems| Unresolved::never("InvalidTemplate", problems.to_string()))?;
+            Ok((template, hash(text)))
+        }
+        (Some(Written::Object(object)), _) => {
+            let value = object_to_value(object);
+            let hash = hash(&value.to_string());
+            Ok((Template::from_value("the service's template", value), hash))
+        }
+        (None, Some(object)) => {
+            let value = object_to_value(object);
+            let hash = hash(&value.to_string());
+            Ok((Template::from_value("spec.template", value), hash))
+        }
+        (None, None) => Err(Unresolved::never(
+            "InvalidSpec",
+            "there is nothing to run; expected exactly one of fqsn, template and templateFrom",
+        )),
+    }
+}
+
+/// The run's parameters: those from elsewhere, the run's own on top, checked against what the
+/// service declares.
+fn params(run: &WorkflowRun, pinned: &Pinned) -> Result<Params, Unresolved> {
+    let mut params = pinned.params.clone().unwrap_or_default();
+    for (name, value) in run.spec.params.iter().flatten() {
+        params.insert(name.clone(), to_value(value));
+    }
+    crate::api::service::declared(&pinned.declared, &params)
+        .map_err(|problems| Unresolved::never("InvalidParameters", problems.join("; ")))
+}
+
+fn pods(context: &Context, run: &WorkflowRun, pinned: &Pinned) -> RunPods {
+    let options = &context.options;
+    let chosen = run.spec.image.clone().or_else(|| pinned.image.clone());
+    let image = chosen.unwrap_or_else(|| options.node_image.clone());
+    let is_default = image == options.node_image;
+    let tools = || options.tools_image.clone();
+    let delivery = match options.delivery {
+        None if is_default => Delivery::InImage,
+        Some(options::Delivery::InImage) => Delivery::InImage,
+        Some(options::Delivery::ImageVolume) => Delivery::ImageVolume { image: tools() },
+        None | Some(options::Delivery::InitCopy | options::Delivery::Auto) => {
+            Delivery::InitCopy { image: tools() }
+        }
+    };
+    let secrets = run.spec.params_from.iter().filter_map(|source| {
+        let secret = source.secret.as_ref()?;
+        Some(SecretParam {
+            param: secret.param.clone(),
+            secret: secret.name.clone(),
+            key: secret.key.clone(),
+        })
+    });
+    RunPods {
+        name: run.name_any(),
+        uid: run.metadata.uid.clone().unwrap_or_default(),
+        namespace: run.namespace().unwrap_or_default(),
+        image,
+        delivery,
+        scripts: pinned
+            .scripts
+            .iter()
+            .map(|scripts| Scripts {
+                config_map: scripts.config_map.clone(),
+                path: scripts.path.clone(),
+                mode: scripts.mode,
+                keys: scripts.keys.clone(),
+            })
+            .collect(),
+        secrets: secrets.collect(),
+        overrides: overrides(pinned.pod.as_ref(), run.spec.pod.as_ref()),
+        service_account: run.spec.service_account_name.clone(),
+        token: false,
+        grace: GRACE,
+    }
+}
+
+/// The service's pod properties with the run's on top. Every field is named here: one that is new
+/// must be thought about.
+fn overrides(service: Option<&PodOverrides>, run: Option<&PodOverrides>) -> build::PodOverrides {
+    let mut merged = build::PodOverrides::default();
+    for part in service.into_iter().chain(run) {
+        let PodOverrides {
+            node_selector,
+            tolerations,
+            resources,
+            image_pull_policy,
+            image_pull_secrets,
+            priority_class_name,
+            labels,
+            annotations,
+        } = part.clone();
+        merged.node_selector.extend(node_selector);
+        merged.tolerations.extend(tolerations);
+        merged.resources = resources
+            .map(|resources| ResourceRequirements {
+                limits: Some(resources.limits).filter(|it| !it.is_empty()),
+                requests: Some(resources.requests).filter(|it| !it.is_empty()),
+                ..ResourceRequirements::default()
+            })
+            .or(merged.resources);
+        merged.image_pull_policy =
+            image_pull_policy.map(|policy| policy.as_str().to_owned()).or(merged.image_pull_policy);
+        merged.image_pull_secrets.extend(image_pull_secrets.into_iter().map(|it| it.name));
+        merged.priority_class_name = priority_class_name.or(merged.priority_class_name);
+        merged.labels.extend(labels);
+        merged.annotations.extend(annotations);
+    }
+    merged
+}
+
+/// The limits that a run's author sets; parallelism may change while it goes on.
+pub(super) fn limits(run: &WorkflowRun) -> Limits {
+    let parallelism = run.spec.parallelism.and_then(|most| usize::try_from(most).ok());
+    Limits {
+        parallelism: parallelism.and_then(std::num::NonZeroUsize::new),
+        timeout: run.spec.timeout.as_ref().and_then(|timeout| timeout.length().ok()),
+        on_lost: match run.spec.on_lost {
+            Some(OnLost::Retry) => step::OnLost::Retry,
+            Some(OnLost::Fail) | None => step::OnLost::Fail,
+        },
+    }
+}
+
+/// Whether a run asks for what is carried out beside the operator.
+pub(super) fn wants_process(run: &WorkflowRun, pinned: &Pinned) -> bool {
+    run.spec.executor.or(pinned.executor) == Some(ExecutorKind::Process)
+}

@@ -1,0 +1,895 @@
+//! The life of one run: an actor that turns news into decisions.
+//!
+//! Each turn is the same page of verbs:
+//! ```text
+//! observe (no client) → fold (no client) → step (no client) → apply (spawns calls) → publish (spawns calls)
+//! ```
+//! Nothing is awaited between news and decision: calls are tasks of their own whose answers come
+//! back as news. What is in memory decides; what stands on the resource is written from it, and
+//! after a restart read back by the same folds.
+//!
+//! Must not compute what the engine computes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams};
+use kube::ResourceExt;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
+
+use crate::api::page::WorkflowRunPage;
+use crate::api::workflow_run::{NodeStatus, PodReference, PodRetention, RunPhase, WorkflowRun};
+use crate::engine::event::{CancelCause, Ending, Event, KillCause, Outcome};
+use crate::engine::graph::{Graph, NodeIx};
+use crate::engine::name::Attempt;
+use crate::engine::state::{NodeState, RunState};
+use crate::engine::step::{Decision, Limits, Verdict, step};
+use crate::executor::pod::build::{build, decision_hash, pod_name};
+use crate::executor::pod::observe::{Known, PATIENCE, Seen, observe};
+use crate::executor::pod::{ANNOTATION_ATTEMPT, ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID, NODE};
+
+use super::apply::{Answer, CallOff, Hand, Work};
+use super::context::Context;
+use super::floor::Floor;
+use super::hub::News;
+use super::publish::{Draft, Published, Publisher, View};
+use super::resolve::{self, Program, Unresolved};
+use super::status::{self, PodFacts};
+
+/// How often a run that cannot be resolved looks again, should nothing else happen.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Drives a run to its end. Gives the run back as it is then; none where it is gone, or is not
+/// ours any more.
+pub(super) async fn drive(
+    context: Arc<Context>,
+    run: Arc<WorkflowRun>,
+    old: bool,
+    mut inbox: UnboundedReceiver<News>,
+) -> Option<Arc<WorkflowRun>> {
+    let (answers, answered) = unbounded_channel();
+    let (published, publications) = unbounded_channel();
+    let mut publisher = Publisher::new(&context, &run, published);
+    let mut publications = publications;
+    let (run, program) =
+        begin(&context, run, &mut inbox, &mut publisher, &mut publications).await?;
+    let program = match program {
+        Ok(program) => program,
+        Err(over) => return Some(over),
+    };
+    let mut actor = Actor::new(&context, run, program, publisher, answers);
+    actor.restore(&context, old).await?;
+    actor.live(inbox, answered, publications).await
+}
+
+/// Finds what the run runs. While that cannot be found the run says so and waits; where it can
+/// never run it is over.
+async fn begin(
+    context: &Arc<Context>,
+    mut run: Arc<WorkflowRun>,
+    inbox: &mut UnboundedReceiver<News>,
+    publisher: &mut Publisher,
+    publications: &mut UnboundedReceiver<Published>,
+) -> Option<(Arc<WorkflowRun>, Result<Program, Arc<WorkflowRun>>)> {
+    loop {
+        let resolved = if run.spec.cancel == Some(true) && !has_begun(&run) {
+            Err(Unresolved::Cancelled)
+        } else {
+            resolve::resolve(context, &run).await
+        };
+        let unresolved = match resolved {
+            Ok(program) => return Some((run, Ok(program))),
+            Err(unresolved) => unresolved,
+        };
+        let draft = Draft::unresolved(&run, &unresolved, context.clock.now());
+        if let Some(draft) = draft {
+            publisher.write(draft);
+            let published = publications.recv().await?;
+            publisher.settle(&published);
+            match published {
+                Published::Done { run: now, .. } => {
+                    context.announce(&run, &now);
+                    run = now;
+                }
+                Published::Conflict { run: now } => {
+                    run = now;
+                    continue;
+                }
+                Published::Gone => return None,
+                Published::Failed { .. } => {}
+            }
+            if phase_of(&run).is_final() {
+                return Some((Arc::clone(&run), Err(run)));
+            }
+        }
+        let wait = tokio::time::timeout(LOOK_AGAIN, inbox.recv()).await;
+        match wait {
+            Ok(None | Some(News::Gone)) => return None,
+            Ok(Some(News::Run(now))) => {
+                if now.metadata.deletion_timestamp.is_some() {
+                    return None;
+                }
+                if publisher.admit(&now) {
+                    run = now;
+                }
+            }
+            Ok(Some(_)) | Err(_) => {}
+        }
+    }
+}
+
+fn phase_of(run: &WorkflowRun) -> RunPhase {
+    run.status.as_ref().and_then(|status| status.phase).unwrap_or_default()
+}
+
+fn has_begun(run: &WorkflowRun) -> bool {
+    run.status.as_ref().is_some_and(|status| status.start_time.is_some())
+}
+
+/// What is known of a node's current attempt.
+struct Record {
+    attempt: Attempt,
+    name: String,
+    uid: Option<String>,
+    floor: Floor,
+    call_off: CallOff,
+    made: Made,
+    waits: Option<(String, String)>,
+    /// The pod as last seen, kept while it is waited for only until some time.
+    waiting: Option<(Timestamp, Box<Pod>)>,
+    /// News that came before the answer to our own create.
+    early: Option<News>,
+}
+
+/// How far a pod has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    /// It may only be made once this version of the state is on record: a new attempt is
+    /// persisted before its pod exists.
+    AfterRecord(u64),
+    /// It is being made.
+    Making,
+    /// It is there.
+    There,
+}
+
+struct Actor {
+    context: Arc<Context>,
+    run: Arc<WorkflowRun>,
+    program: Program,
+    limits: Limits,
+    state: RunState,
+    hand: Hand,
+    publisher: Publisher,
+    records: BTreeMap<NodeIx, Record>,
+    /// Pods that are being deleted, with the version of the state that has to be on record before
+    /// they may go.
+    held: BTreeMap<String, (u64, Pod)>,
+    /// Finished pods that are not kept, likewise.
+    unwanted: Vec<(u64, String, String)>,
+    /// Counts folds; what is on record is a version of this.
+    version: u64,
+    recorded: u64,
+    /// When the last news came that made a node final, for the latency of hand-offs.
+    heard: Option<Instant>,
+    verdict: Option<Verdict>,
+}
+
+impl Actor {
+    fn new(
+        context: &Arc<Context>,
+        run: Arc<WorkflowRun>,
+        program: Program,
+        publisher: Publisher,
+        answers: UnboundedSender<Answer>,
+    ) -> Self {
+        let namespace = run.namespace().unwrap_or_default();
+        let hand = Hand::new(Arc::clone(context), &namespace, answers);
+        let state = RunState::new(&program.graph).with_timeouts_kept();
+        let mut actor = Self {
+            context: Arc::clone(context),
+            limits: Limits::default(),
+            run,
+            program,
+            state,
+            hand,
+            publisher,
+            records: BTreeMap::new(),
+            held: BTreeMap::new(),
+            unwanted: Vec::new(),
+            version: 1,
+            recorded: 0,
+            heard: None,
+            verdict: None,
+        };
+        actor.limits = resolve::limits(&actor.run);
+        actor
+    }
+
+    fn graph(&self) -> Arc<Graph> {
+        Arc::clone(&self.program.graph)
+    }
+
+    /// Takes up what an earlier operator, or nobody, has done. None: the run is gone.
+    async fn restore(&mut self, context: &Context, old: bool) -> Option<()> {
+        let now = context.clock.now();
+        let recorded = self.run.status.clone().unwrap_or_default();
+        let begun = recorded.start_time.as_ref().map(|time| time.0);
+        let mut events = vec![Event::RunStarted { at: begun.unwrap_or(now) }];
+        let pages = match recorded.pages {
+            Some(pages) if pages > 0 => self.pages(pages).await,
+            _ => Vec::new(),
+        };
+        let lists = pages.iter().flat_map(|page| &page.spec.nodes).chain(&recorded.nodes);
+        let entries = status::merged(lists);
+        let graph = self.graph();
+        for (ix, node) in graph.iter() {
+            if let Some(entry) = entries.get(node.name.as_str()) {
+                events.extend(status::events(ix, entry));
+            }
+        }
+        if let Some(cause) = recorded.cancel_cause {
+            events.push(Event::Cancelled { cause: cause.into(), at: now });
+        }
+        self.fold(&events);
+        self.wishes(now);
+        let entries = entries
+            .into_iter()
+            .map(|(name, entry)| (name.to_owned(), entry.clone()))
+            .collect::<BTreeMap<String, NodeStatus>>();
+        let pods = if old { self.list_pods().await } else { Vec::new() };
+        let found = self.adopt(pods, &entries);
+        // Nodes that were begun, as far as the record goes, and whose pod is not there.
+        let running: Vec<NodeIx> = self.state.running().collect();
+        for ix in running {
+            if self.records.contains_key(&ix) {
+                continue;
+            }
+            let NodeState::Running(running) = self.state.node(ix) else { continue };
+            let attempt = running.attempt;
+            let recorded = entries.get(graph.name(ix).as_str());
+            let pod = recorded.and_then(|entry| entry.pod.as_ref());
+            if pod.is_some_and(|pod| pod.uid.is_some()) {
+                // It was there, and its finalizer should have kept it: somebody took it away.
+                let message = "its pod is gone; somebody removed it with its finalizer".to_owned();
+                self.end(ix, attempt, Outcome::silent(Ending::Lost(message)), now);
+            } else {
+                // Absent means never created; see the finalizer.
+                self.create(ix, attempt, Made::Making);
+            }
+        }
+        self.step();
+        for pod in found {
+            self.observe_pod(&pod);
+        }
+        Some(())
+    }
+
+    async fn pages(&self, pages: u32) -> Vec<WorkflowRunPage> {
+        let namespace = self.run.namespace().unwrap_or_default();
+        let api: Api<WorkflowRunPage> = Api::namespaced(self.context.client.clone(), &namespace);
+        let mut read = Vec::new();
+        for index in 0..pages {
+            let name = super::publish::page_name(&self.program.pods.uid, index);
+            let page = self.context.insist("read a page", || api.get_opt(&name)).await;
+            let owner = self.run.metadata.uid.as_ref();
+            read.extend(page.filter(|page| {
+                page.owner_references().iter().any(|it| Some(&it.uid) == owner)
+            }));
+        }
+        read
+    }
+
+    async fn list_pods(&self) -> Vec<Pod> {
+        let namespace = self.run.namespace().unwrap_or_default();
+        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &namespace);
+        let params = ListParams::default()
+            .labels(&format!("{LABEL_RUN_UID}={}", self.program.pods.uid));
+        let list = self.context.insist("list the run's pods", || api.list(&params)).await;
+        list.items
+    }
+
+    /// Takes over pods that are there already; gives back those that are.
+    fn adopt(&mut self, pods: Vec<Pod>, entries: &BTreeMap<String, NodeStatus>) -> Vec<Pod> {
+        let graph = self.graph();
+        let mut found = Vec::new();
+        for pod in pods {
+            let Some((ix, attempt)) = self.whose(&pod) else { continue };
+            let uid = pod.metadata.uid.clone();
+            let entry = entries.get(graph.name(ix).as_str());
+            let recorded = entry
+                .filter(|entry| entry.attempt == Some(attempt.get()))
+                .and_then(|entry| entry.pod.as_ref()?.uid.clone());
+            let ours = match recorded {
+                Some(recorded) => Some(recorded) == uid,
+                None => self.is_as_decided(&pod, ix),
+            };
+            if !ours {
+                continue;
+            }
+            if *self.state.node(ix) == NodeState::Pending && attempt == Attempt::FIRST {
+                let created = pod.metadata.creation_timestamp.as_ref();
+                let at = created.map_or_else(|| self.context.clock.now(), |time| time.0);
+                self.fold(&[Event::Started { node: ix, attempt, at }]);
+            }
+            let current = match self.state.node(ix) {
+                NodeState::Running(running) => running.attempt == attempt,
+                NodeState::Finished(finished) => {
+                    finished.ran.is_some_and(|(ran, _)| ran == attempt)
+                }
+                NodeState::Pending | NodeState::Lost { .. } => false,
+            };
+            if current {
+                let mut record = self.record(ix, attempt, Made::There);
+                record.uid = uid;
+                self.records.insert(ix, record);
+            }
+            found.push(pod);
+        }
+        found
+    }
+
+    fn is_as_decided(&self, pod: &Pod, ix: NodeIx) -> bool {
+        let owners = pod.owner_references();
+        let owned = owners.iter().any(|owner| {
+            owner.controller == Some(true) && owner.uid == self.program.pods.uid
+        });
+        let said = pod.annotations().get(ANNOTATION_DECISION);
+        let decided = decision_hash(&self.program.pods, self.program.graph.node(ix));
+        owned && decided.is_ok_and(|decided| said == Some(&decided))
+    }
+
+    /// The node and attempt that a pod says it is of, if its name agrees.
+    fn whose(&self, pod: &Pod) -> Option<(NodeIx, Attempt)> {
+        let annotations = pod.annotations();
+        let ix = self.program.graph.find(annotations.get(NODE)?)?;
+        let number: u32 = annotations.get(ANNOTATION_ATTEMPT)?.parse().ok()?;
+        let attempt = Attempt::new(number)?;
+        let name = pod_name(&self.program.pods.uid, self.program.graph.name(ix), attempt);
+        (pod.metadata.name.as_deref() == Some(&*name)).then_some((ix, attempt))
+    }
+
+    fn record(&self, ix: NodeIx, attempt: Attempt, made: Made) -> Record {
+        Record {
+            attempt,
+            name: pod_name(&self.program.pods.uid, self.program.graph.name(ix), attempt),
+            uid: None,
+            floor: Floor::default(),
+            call_off: CallOff::default(),
+            made,
+            waits: None,
+            waiting: None,
+            early: None,
+        }
+    }
+
+    async fn live(
+        mut self,
+        mut inbox: UnboundedReceiver<News>,
+        mut answers: UnboundedReceiver<Answer>,
+        mut publications: UnboundedReceiver<Published>,
+    ) -> Option<Arc<WorkflowRun>> {
+        loop {
+            let turn = Instant::now();
+            let wake = self.step();
+            self.publish();
+            self.context.metrics.turned("workflowruns", turn.elapsed());
+            if self.verdict.is_some() && self.recorded == self.version {
+                self.let_go();
+                return Some(self.run);
+            }
+            let alarm = self.alarm(wake);
+            tokio::select! {
+                news = inbox.recv() => {
+                    let mut news = Some(news?);
+                    // All that is there already is one turn.
+                    while let Some(it) = news {
+                        self.observe(it)?;
+                        news = inbox.try_recv().ok();
+                    }
+                }
+                Some(answer) = answers.recv() => {
+                    let mut answer = Some(answer);
+                    while let Some(it) = answer {
+                        self.observe_answer(it);
+                        answer = answers.try_recv().ok();
+                    }
+                }
+                Some(published) = publications.recv() => self.observe_publication(published)?,
+                () = async {
+                    match alarm {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                } => self.observe_time(),
+            }
+        }
+    }
+
+    /// When to look again should nothing be heard.
+    fn alarm(&self, wake: Option<Timestamp>) -> Option<Instant> {
+        let now = self.context.clock.now();
+        let waiting = self.records.values().filter_map(|record| Some(record.waiting.as_ref()?.0));
+        let first = waiting.chain(wake).min();
+        let first = first.map(|at| {
+            let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+            // Never busy, whatever the times say.
+            Instant::now() + left.max(Duration::from_millis(10))
+        });
+        [first, self.publisher.due()].into_iter().flatten().min()
+    }
+
+    // observe: no client
+
+    /// None: the run is gone, nothing more is to be done for it.
+    fn observe(&mut self, news: News) -> Option<()> {
+        match news {
+            News::Run(run) => {
+                if run.metadata.deletion_timestamp.is_some() {
+                    return None;
+                }
+                if self.publisher.admit(&run) {
+                    let changed = run.metadata.generation != self.run.metadata.generation;
+                    self.run = run;
+                    if changed {
+                        self.wishes(self.context.clock.now());
+                    }
+                }
+            }
+            News::Gone => return None,
+            News::Pod(pod) => self.observe_pod(&pod),
+            News::PodGone(pod) => self.observe_pod_gone(pod),
+            News::Listed(uids) => {
+                let missing: Vec<NodeIx> = self
+                    .records
+                    .iter()
+                    .filter(|(ix, record)| {
+                        matches!(self.state.node(**ix), NodeState::Running(_))
+                            && record.uid.as_ref().is_some_and(|uid| !uids.contains(uid))
+                    })
+                    .map(|(ix, _)| *ix)
+                    .collect();
+                for ix in missing {
+                    self.look(ix);
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// What the run's author asks for now.
+    fn wishes(&mut self, now: Timestamp) {
+        self.limits = resolve::limits(&self.run);
+        let suspend = self.run.spec.suspend == Some(true);
+        let mut events = Vec::new();
+        if suspend != self.state.is_suspended() {
+            events.push(Event::Suspended(suspend));
+        }
+        if self.run.spec.cancel == Some(true) && self.state.cancelled().is_none() {
+            events.push(Event::Cancelled { cause: CancelCause::Asked, at: now });
+        }
+        self.fold(&events);
+        // The status says of which version of the spec it is.
+        self.publisher.touch();
+    }
+
+    fn observe_pod(&mut self, pod: &Pod) {
+        let Some((ix, attempt)) = self.whose(pod) else { return };
+        let Some(record) = self.records.get_mut(&ix).filter(|record| record.attempt == attempt) else {
+            // Of an attempt that is over and on record: the next was recorded before it began.
+            self.hold(pod, self.recorded);
+            return;
+        };
+        let Some(uid) = &record.uid else {
+            record.early = Some(News::Pod(Box::new(pod.clone())));
+            return;
+        };
+        if pod.metadata.uid.as_ref() != Some(uid)
+            || !record.floor.admit(pod.metadata.resource_version.as_deref())
+        {
+            return;
+        }
+        let now = self.context.clock.now();
+        if let NodeState::Running(running) = self.state.node(ix)
+            && running.attempt == attempt
+        {
+            let known = Known {
+                killing: running.killing,
+                now,
+                patience: PATIENCE,
+            };
+            let before = record.waits.take();
+            record.waiting = None;
+            match observe(pod, &known) {
+                Seen::Ended { outcome, at } => {
+                    self.heard = Some(Instant::now());
+                    self.end(ix, attempt, outcome, at);
+                }
+                Seen::Running { .. } => {
+                    if before.is_some() {
+                        self.publisher.touch_node(ix);
+                    }
+                }
+                Seen::Waiting { reason, message, until } => {
+                    record.waits = Some((reason, message));
+                    record.waiting = until.map(|until| (until, Box::new(pod.clone())));
+                    if record.waits != before {
+                        self.publisher.touch_node(ix);
+                    }
+                }
+            }
+        }
+        self.hold(pod, self.version);
+    }
+
+    fn observe_pod_gone(&mut self, pod: Box<Pod>) {
+        if let Some(uid) = &pod.metadata.uid {
+            self.held.remove(uid);
+        }
+        let Some((ix, attempt)) = self.whose(&pod) else { return };
+        let Some(record) = self.records.get_mut(&ix).filter(|record| record.attempt == attempt) else {
+            return;
+        };
+        match &record.uid {
+            None => record.early = Some(News::PodGone(pod)),
+            Some(uid) if pod.metadata.uid.as_ref() == Some(uid) => {
+                self.observe_pod(&pod);
+                if matches!(self.state.node(ix), NodeState::Running(_)) {
+                    self.look(ix);
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Asks the API server itself whether a node's pod is still there.
+    fn look(&self, ix: NodeIx) {
+        if let Some(Record { attempt, name, uid: Some(uid), .. }) = self.records.get(&ix) {
+            let work = Work { node: ix, attempt: *attempt };
+            self.hand.look(work, name.clone(), uid.clone());
+        }
+    }
+
+    /// A pod that is being deleted is let go once `version` is on record.
+    fn hold(&mut self, pod: &Pod, version: u64) {
+        let held = pod.finalizers().iter().any(|it| it == FINALIZER);
+        if let (true, Some(_), Some(uid)) =
+            (held, &pod.metadata.deletion_timestamp, &pod.metadata.uid)
+        {
+            let over = self.whose(pod).is_none_or(|(ix, attempt)| match self.state.node(ix) {
+                NodeState::Running(running) => running.attempt != attempt,
+                _ => true,
+            });
+            if over {
+                let version = self.held.get(uid).map_or(version, |(first, _)| *first);
+                self.held.insert(uid.clone(), (version, pod.clone()));
+                self.let_go();
+            }
+        }
+    }
+
+    fn let_go(&mut self) {
+        let recorded = self.recorded;
+        let free: Vec<String> = (self.held.iter())
+            .filter(|(_, (version, _))| *version <= recorded)
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in free {
+            if let Some((_, pod)) = self.held.remove(&uid) {
+                self.hand.strip(&pod);
+            }
+        }
+        let (due, later) = std::mem::take(&mut self.unwanted)
+            .into_iter()
+            .partition(|(version, ..)| *version <= recorded);
+        self.unwanted = later;
+        let due: Vec<(u64, String, String)> = due;
+        for (_, name, uid) in due {
+            self.hand.delete(name, uid, None);
+        }
+    }
+
+    fn observe_answer(&mut self, answer: Answer) {
+        let now = self.context.clock.now();
+        match answer {
+            Answer::Created(work, pod) => {
+                let Some(record) = self.current(&work) else { return };
+                record.made = Made::There;
+                record.uid.clone_from(&pod.metadata.uid);
+                record.floor.admit(pod.metadata.resource_version.as_deref());
+                record.waits = None;
+                let early = record.early.take();
+                let killing = match self.state.node(work.node) {
+                    NodeState::Running(running) => running.killing.is_some(),
+                    _ => false,
+                };
+                if killing {
+                    self.delete(work.node);
+                }
+                self.publisher.touch_node(work.node);
+                self.observe_pod(&pod);
+                match early {
+                    Some(News::Pod(pod)) => self.observe_pod(&pod),
+                    Some(News::PodGone(pod)) => self.observe_pod_gone(pod),
+                    _ => {}
+                }
+            }
+            Answer::NotYet(work, why) => {
+                let Some(record) = self.current(&work) else { return };
+                let waits = Some(("NotCreated".to_owned(), why));
+                if record.waits != waits {
+                    record.waits = waits;
+                    self.publisher.touch_node(work.node);
+                }
+            }
+            Answer::Refused(work, why) => {
+                if self.current(&work).is_some() {
+                    self.end(work.node, work.attempt, Outcome::silent(Ending::NotStarted(why)), now);
+                }
+            }
+            Answer::CalledOff(work) => {
+                let cause = match self.state.node(work.node) {
+                    NodeState::Running(running) => running.killing,
+                    _ => None,
+                };
+                if let (Some(cause), true) = (cause, self.current(&work).is_some()) {
+                    self.end(work.node, work.attempt, Outcome::silent(Ending::Killed(cause)), now);
+                }
+            }
+            Answer::Looked(work, Some(pod)) => {
+                if self.current(&work).is_some() {
+                    self.observe_pod(&pod);
+                }
+            }
+            Answer::Looked(work, None) => {
+                if self.current(&work).is_some()
+                    && matches!(self.state.node(work.node), NodeState::Running(_))
+                {
+                    let message = "its pod is gone; somebody deleted it".to_owned();
+                    self.end(work.node, work.attempt, Outcome::silent(Ending::Lost(message)), now);
+                }
+            }
+            Answer::Stripped(uid) => {
+                self.held.remove(&uid);
+            }
+        }
+    }
+
+    fn current(&mut self, work: &Work) -> Option<&mut Record> {
+        let record = self.records.get_mut(&work.node)?;
+        (record.attempt == work.attempt).then_some(record)
+    }
+
+    fn observe_publication(&mut self, published: Published) -> Option<()> {
+        self.publisher.settle(&published);
+        match published {
+            Published::Done { version, run } => {
+                self.recorded = version;
+                self.context.announce(&self.run, &run);
+                self.run = run;
+                self.let_go();
+                let due: Vec<(NodeIx, Attempt)> = (self.records.iter())
+                    .filter(|(_, record)| {
+                        matches!(record.made, Made::AfterRecord(needed) if needed <= version)
+                    })
+                    .map(|(ix, record)| (*ix, record.attempt))
+                    .collect();
+                for (ix, attempt) in due {
+                    self.create(ix, attempt, Made::Making);
+                }
+            }
+            Published::Conflict { run } => {
+                if run.metadata.deletion_timestamp.is_some() {
+                    return None;
+                }
+                self.run = run;
+                self.wishes(self.context.clock.now());
+            }
+            Published::Gone => return None,
+            Published::Failed { .. } => {}
+        }
+        Some(())
+    }
+
+    /// Waits that have come to their end.
+    fn observe_time(&mut self) {
+        let now = self.context.clock.now();
+        let due: Vec<Box<Pod>> = (self.records.values_mut())
+            .filter(|record| record.waiting.as_ref().is_some_and(|(until, _)| *until <= now))
+            .filter_map(|record| Some(record.waiting.take()?.1))
+            .collect();
+        for pod in due {
+            self.observe_pod(&pod);
+        }
+    }
+
+    // fold: no client
+
+    fn end(&mut self, node: NodeIx, attempt: Attempt, outcome: Outcome, at: Timestamp) {
+        self.fold(&[Event::Ended { node, attempt, outcome, at }]);
+    }
+
+    fn fold(&mut self, events: &[Event]) {
+        let graph = self.graph();
+        for event in events {
+            if let Err(illegal) = self.state.fold(&graph, event) {
+                // Nothing is changed by it; what is final stays final.
+                tracing::error!(%illegal, "an event was refused; this is a bug of apscli");
+                continue;
+            }
+            self.version += 1;
+            let Some(ix) = event.node() else {
+                self.publisher.touch();
+                continue;
+            };
+            self.publisher.touch_node(ix);
+            if let (NodeState::Finished(finished), Some(record)) =
+                (self.state.node(ix), self.records.get_mut(&ix))
+            {
+                record.waits = None;
+                record.waiting = None;
+                if let Some((_, since)) = finished.ran {
+                    let took = Duration::try_from(finished.ended.duration_since(since));
+                    self.context
+                        .metrics
+                        .node_ended(phase_word(finished.phase), took.unwrap_or_default());
+                }
+                let wanted = match self.run.spec.pod_retention.unwrap_or_default() {
+                    PodRetention::Always => true,
+                    PodRetention::OnFailure => {
+                        finished.phase != crate::engine::state::Phase::Succeeded
+                    }
+                    PodRetention::Never => false,
+                };
+                if let (false, Some(uid)) = (wanted, &record.uid) {
+                    self.unwanted.push((self.version, record.name.clone(), uid.clone()));
+                }
+            }
+        }
+    }
+
+    // step: no client
+
+    /// Decides until there is nothing more to decide; gives back when to look again.
+    fn step(&mut self) -> Option<Timestamp> {
+        let graph = self.graph();
+        loop {
+            let now = self.context.clock.now();
+            let next = step(&graph, &self.state, &self.limits, now);
+            if let Some(verdict) = next.verdict {
+                if self.verdict.is_none() {
+                    self.publisher.touch();
+                }
+                self.verdict = Some(verdict);
+                return None;
+            }
+            if next.decisions.is_empty() {
+                self.heard = None;
+                return next.wake_at;
+            }
+            let events: Vec<Event> =
+                next.decisions.iter().map(|decision| decision.event(now)).collect();
+            self.fold(&events);
+            for decision in &next.decisions {
+                self.apply(decision);
+            }
+        }
+    }
+
+    // apply: spawns calls
+
+    fn apply(&mut self, decision: &Decision) {
+        match decision {
+            Decision::Start { node, attempt } => {
+                let free = *attempt == Attempt::FIRST
+                    && !(self.program.record_first && self.recorded == 0);
+                let made = if free {
+                    Made::Making
+                } else {
+                    Made::AfterRecord(self.version)
+                };
+                self.create(*node, *attempt, made);
+            }
+            Decision::Kill { node, .. } => self.kill(*node),
+            // Nothing to do beyond the record.
+            Decision::Skip { .. } | Decision::GiveUp { .. } | Decision::Cancel { .. } => {}
+        }
+    }
+
+    fn create(&mut self, ix: NodeIx, attempt: Attempt, made: Made) {
+        let record = self.record(ix, attempt, made);
+        let call_off = record.call_off.clone();
+        self.records.insert(ix, record);
+        if made != Made::Making {
+            self.publisher.hurry();
+            return;
+        }
+        let now = self.context.clock.now();
+        let remaining = self.limits.timeout.zip(self.state.started_at()).map(|(timeout, start)| {
+            let gone = Duration::try_from(now.duration_since(start)).unwrap_or_default();
+            timeout.saturating_sub(gone)
+        });
+        let graph = self.graph();
+        match build(&self.program.pods, graph.node(ix), attempt, remaining) {
+            Ok(pod) => {
+                let work = Work { node: ix, attempt };
+                self.hand.create(work, Box::new(pod), call_off, self.heard);
+            }
+            Err(error) => {
+                let outcome = Outcome::silent(Ending::NotStarted(error.to_string()));
+                self.end(ix, attempt, outcome, now);
+            }
+        }
+    }
+
+    fn kill(&mut self, ix: NodeIx) {
+        let Some(record) = self.records.get(&ix) else { return };
+        let cause = match self.state.node(ix) {
+            NodeState::Running(running) => running.killing,
+            _ => None,
+        };
+        let cause = cause.unwrap_or(KillCause::Cancel(CancelCause::Asked));
+        match record.made {
+            Made::AfterRecord(_) => {
+                let attempt = record.attempt;
+                let now = self.context.clock.now();
+                self.end(ix, attempt, Outcome::silent(Ending::Killed(cause)), now);
+            }
+            Made::Making => record.call_off.call_off(),
+            Made::There => self.delete(ix),
+        }
+    }
+
+    fn delete(&self, ix: NodeIx) {
+        if let Some(Record { name, uid: Some(uid), .. }) = self.records.get(&ix) {
+            self.hand.delete(name.clone(), uid.clone(), None);
+        }
+    }
+
+    // publish: spawns calls
+
+    fn publish(&mut self) {
+        if !self.publisher.is_ready(self.verdict.is_some()) {
+            return;
+        }
+        let graph = self.graph();
+        let facts = |ix: NodeIx| self.records.get(&ix).map_or_else(PodFacts::default, |record| {
+            PodFacts {
+                pod: Some(PodReference {
+                    name: record.name.clone(),
+                    uid: record.uid.clone(),
+                }),
+                waits: record.waits.clone(),
+            }
+        });
+        let view = View {
+            graph: &graph,
+            state: &self.state,
+            run: &self.run,
+            resolved: &self.program.resolved,
+            verdict: self.verdict,
+            facts: &facts,
+            now: self.context.clock.now(),
+            version: self.version,
+        };
+        let draft = Draft::new(&view, &self.publisher.touched(graph.len()));
+        self.publisher.write(draft);
+    }
+}
+
+fn phase_word(phase: crate::engine::state::Phase) -> &'static str {
+    use crate::engine::state::Phase;
+    match phase {
+        Phase::Pending => "Pending",
+        Phase::Running => "Running",
+        Phase::Succeeded => "Succeeded",
+        Phase::Failed => "Failed",
+        Phase::Error => "Error",
+        Phase::Cancelled => "Cancelled",
+        Phase::Skipped => "Skipped",
+    }
+}

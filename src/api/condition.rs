@@ -151,7 +151,7 @@ fn reason(word: &str) -> String {
 }
 
 /// Cuts a text to so many bytes, at a character.
-fn cut(mut text: String, most: usize) -> String {
+pub(super) fn cut(mut text: String, most: usize) -> String {
     if text.len() > most {
         let end = text.floor_char_boundary(most.saturating_sub('…'.len_utf8()));
         text.truncate(end);

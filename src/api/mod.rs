@@ -6,6 +6,11 @@
 //!
 //! Must not hold a client, read a clock, or decide what the engine decides.
 
+#![allow(
+    clippy::doc_markdown,
+    reason = "`kubectl explain` prints the comments on fields as they are"
+)]
+
 pub mod condition;
 pub mod generate;
 pub mod page;

@@ -68,7 +68,7 @@ impl Written {
             Self::Text { name, text } => Template::read(name, text),
             Self::Object(object) => {
                 let value = object_to_value(object);
-                Ok(Template::from_value("the service's template", value))
+                Ok(Template::from_value("the service's template", &value))
             }
         }
     }

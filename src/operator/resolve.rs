@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt;
-use sha2::{Digest, Sha256};
 
 use crate::api::workflow_run::{ExecutorKind, OnLost, PodOverrides, Resolved, WorkflowRun};
 use crate::api::{object_to_value, to_value};
@@ -76,7 +75,7 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
         }
         None => pin(context, run).await?,
     };
-    let (template, hash) = template(run, &pinned)?;
+    let template = template(run, &pinned)?;
     let params = params(run, &pinned)?;
     let graph = template
         .graph(Filling::With(&params))
@@ -84,7 +83,7 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
     let resolved = Resolved {
         fqsn: pinned.fqsn.clone(),
         version: pinned.version.clone(),
-        hash: Some(hash),
+        hash: Some(template.hash()),
         source: Some(pinned.source.clone().unwrap_or_else(|| "the run's own template".to_owned())),
         snapshot,
     };
@@ -150,28 +149,19 @@ fn found(context: &Context, run: &WorkflowRun, fqsn: &str) -> Result<Found, Unre
         .map_err(|error| Unresolved::wait("ServiceNotFound", error.to_string()))
 }
 
-/// The template, and the hash by which two runs can be seen to run the same.
-fn template(run: &WorkflowRun, pinned: &Pinned) -> Result<(Template, String), Unresolved> {
-    let hash = |text: &str| {
-        let digest = Sha256::digest(text);
-        digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-    };
+/// The template, from where it is fixed.
+fn template(run: &WorkflowRun, pinned: &Pinned) -> Result<Template, Unresolved> {
     match (&pinned.template, &run.spec.template) {
         (Some(Written::Text { name, text }), _) => {
             let template = Template::read(name, text)
                 .map_err(|problems| Unresolved::never("InvalidTemplate", problems.to_string()))?;
-            Ok((template, hash(text)))
+            Ok(template)
         }
         (Some(Written::Object(object)), _) => {
             let value = object_to_value(object);
-            let hash = hash(&value.to_string());
-            Ok((Template::from_value("the service's template", value), hash))
+            Ok(Template::from_value("the service's template", &value))
         }
-        (None, Some(object)) => {
-            let value = object_to_value(object);
-            let hash = hash(&value.to_string());
-            Ok((Template::from_value("spec.template", value), hash))
-        }
+        (None, Some(object)) => Ok(Template::from_value("spec.template", &object_to_value(object))),
         (None, None) => Err(Unresolved::never(
             "InvalidSpec",
             "there is nothing to run; expected exactly one of fqsn, template and templateFrom",

@@ -9,7 +9,7 @@
 use crate::engine::spec::{EnvPart, EnvText};
 use crate::value::{Kind, Place, Tree};
 
-use super::Filling;
+use super::{Filling, Named};
 
 /// A piece of a text that may name parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,42 +108,32 @@ fn text(
         at,
         kind: Kind::String(written.to_owned()),
     };
-    let Filling::With(params) = filling else {
-        let named = pieces
-            .iter()
-            .any(|piece| matches!(piece, Piece::Name { .. }));
-        return if named {
-            kept()
-        } else {
-            Tree {
-                at,
-                kind: Kind::String(join(&pieces)),
-            }
-        };
-    };
-    if let [Piece::Name { name, .. }] = pieces.as_slice() {
-        let Some(value) = params.get(name) else {
-            unknown(at, name);
-            return kept();
-        };
+    if let [Piece::Name { name, .. }] = pieces.as_slice()
+        && let Named::Value(value) = filling.find(name)
+    {
         return Tree {
             at,
             kind: Tree::from(value).kind,
         };
     }
     let mut filled = String::new();
+    let mut is_open = false;
     for piece in &pieces {
         match piece {
             Piece::Literal(literal) => filled.push_str(literal),
-            Piece::Name { name, written } => {
-                if let Some(value) = params.get(name) {
-                    filled.push_str(&value.to_plain_text());
-                } else {
+            Piece::Name { name, written } => match filling.find(name) {
+                Named::Value(value) => filled.push_str(&value.to_plain_text()),
+                Named::Later => is_open = true,
+                Named::Nothing => {
                     unknown(at, name);
                     filled.push_str(written);
                 }
-            }
+            },
         }
+    }
+    if is_open {
+        // It is filled whole or not at all: half of it would have its `$$` undone too early.
+        return kept();
     }
     Tree {
         at,
@@ -151,23 +141,12 @@ fn text(
     }
 }
 
-fn join(pieces: &[Piece]) -> String {
-    let literals = pieces.iter().filter_map(|piece| match piece {
-        Piece::Literal(literal) => Some(literal.as_str()),
-        Piece::Name { .. } => None,
-    });
-    literals.collect()
-}
-
 /// The part for a name where the environment may answer: a parameter's value as it is, else the
 /// variable of that name.
 fn env_part(name: &str, filling: Filling<'_>) -> EnvPart {
-    match filling {
-        Filling::With(params) => match params.get(name) {
-            Some(value) => EnvPart::Literal(value.to_plain_text()),
-            None => EnvPart::Variable(name.to_owned()),
-        },
-        Filling::Later => EnvPart::Variable(name.to_owned()),
+    match filling.find(name) {
+        Named::Value(value) => EnvPart::Literal(value.to_plain_text()),
+        Named::Later | Named::Nothing => EnvPart::Variable(name.to_owned()),
     }
 }
 

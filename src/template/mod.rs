@@ -10,8 +10,11 @@
 mod fill;
 mod parse;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::time::Duration;
+
+use sha2::{Digest, Sha256};
 
 use crate::engine::graph::{EdgeError, Graph, GraphError};
 use crate::engine::spec::Spec;
@@ -37,6 +40,54 @@ pub enum Filling<'a> {
     With(&'a Params),
     /// They come later: a parameter stands for any value, and what hangs on one is not checked.
     Later,
+    /// Some are known, some come later, and no others exist.
+    Partly {
+        /// Those with a value.
+        known: &'a Params,
+        /// The names of those that come later.
+        later: &'a BTreeSet<String>,
+    },
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug)]
+enum Named<'a> {
+    /// A parameter with this value.
+    Value(&'a Value),
+    /// A parameter whose value comes later.
+    Later,
+    /// No parameter.
+    Nothing,
+}
+
+impl<'a> Filling<'a> {
+    fn find(self, name: &str) -> Named<'a> {
+        let (known, is_later) = match self {
+            Self::With(known) => (known, false),
+            Self::Later => return Named::Later,
+            Self::Partly { known, later } => (known, later.contains(name)),
+        };
+        match known.get(name) {
+            Some(value) => Named::Value(value),
+            None if is_later => Named::Later,
+            None => Named::Nothing,
+        }
+    }
+
+    /// The names of all parameters that there are, sorted; none where any may come.
+    fn names(self) -> Vec<&'a str> {
+        let (known, later): (_, Option<&BTreeSet<String>>) = match self {
+            Self::With(known) => (known, None),
+            Self::Later => return Vec::new(),
+            Self::Partly { known, later } => (known, Some(later)),
+        };
+        let names: BTreeSet<&str> = known
+            .keys()
+            .chain(later.into_iter().flatten())
+            .map(String::as_str)
+            .collect();
+        names.into_iter().collect()
+    }
 }
 
 impl Template {
@@ -50,13 +101,26 @@ impl Template {
         })
     }
 
-    /// A template that came as an object and not as text; `source` names it in errors.
+    /// Takes a template that came as an object and not as a text; `source` names it in errors.
     #[must_use]
-    pub fn from_value(source: &str, value: Value) -> Self {
+    pub fn from_value(source: &str, value: &Value) -> Self {
         Self {
             source: source.to_owned(),
-            tree: value.into(),
+            tree: Tree::from(value),
         }
+    }
+
+    /// The SHA-256 of the content, in hexadecimal: of the template as compact JSON, keys in the
+    /// order in which they stand. Spaces, comments, and whether it was JSON or YAML make no
+    /// difference; the order of a command's options does.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        let content = self.tree.clone().into_value().to_string();
+        let mut text = String::with_capacity(64);
+        for byte in Sha256::digest(content) {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
     }
 
     /// Fills in the parameters and parses every field.

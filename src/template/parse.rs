@@ -13,7 +13,7 @@ use crate::engine::name::NodeName;
 use crate::engine::spec::{Action, Api, Cmd, EnvText, Node, Placed, Spec};
 use crate::value::{Key, Kind, Place, Problem, Tree, Value};
 
-use super::{Filling, duration, fill};
+use super::{Filling, Named, duration, fill};
 
 /// Parses a template's tree.
 pub(super) fn spec(tree: &Tree, filling: Filling<'_>) -> Parsed {
@@ -98,10 +98,7 @@ impl Parser<'_> {
 
     fn parameters(&self) -> String {
         const SHOWN: usize = 20;
-        let Filling::With(params) = self.filling else {
-            return String::new();
-        };
-        let mut names: Vec<&str> = params.keys().take(SHOWN + 1).map(String::as_str).collect();
+        let mut names = self.filling.names();
         if names.len() > SHOWN {
             names.truncate(SHOWN);
             names.push("…");
@@ -115,9 +112,11 @@ impl Parser<'_> {
 
     /// Whether a value hangs on a parameter that comes later, and so cannot be checked now.
     fn open(&self, tree: &Tree) -> bool {
-        let named = |piece: &fill::Piece| matches!(piece, fill::Piece::Name { .. });
-        matches!(self.filling, Filling::Later)
-            && matches!(&tree.kind, Kind::String(text) if fill::pieces(text).iter().any(named))
+        let is_later = |piece: &fill::Piece| match piece {
+            fill::Piece::Name { name, .. } => matches!(self.filling.find(name), Named::Later),
+            fill::Piece::Literal(_) => false,
+        };
+        matches!(&tree.kind, Kind::String(text) if fill::pieces(text).iter().any(is_later))
     }
 
     fn spec(&mut self, tree: &Tree) -> Spec {
@@ -345,7 +344,7 @@ impl Parser<'_> {
     /// an integer may be filled in. (A parameter that is the whole expression is the author's
     /// choice.)
     fn splices_integers_only(&mut self, tree: &Tree, path: &str) -> bool {
-        let (Kind::String(text), Filling::With(params)) = (&tree.kind, self.filling) else {
+        let Kind::String(text) = &tree.kind else {
             return true;
         };
         let pieces = fill::pieces(text);
@@ -356,7 +355,7 @@ impl Parser<'_> {
         let mut fine = true;
         for piece in &pieces {
             if let fill::Piece::Name { name, .. } = piece
-                && params.get(name).is_some_and(|value| !integer(value))
+                && matches!(self.filling.find(name), Named::Value(value) if !integer(value))
             {
                 let message = format!(
                     "the parameter `{name}` stands inside an expression; expected an integer"

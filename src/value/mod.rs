@@ -183,31 +183,6 @@ pub struct Key {
     pub name: String,
 }
 
-impl From<Value> for Tree {
-    /// A value that came from no text, so that none of its parts has a place.
-    fn from(value: Value) -> Self {
-        let kind = match value {
-            Value::Null => Kind::Null,
-            Value::Bool(it) => Kind::Bool(it),
-            Value::Number(text) => Kind::Number(text),
-            Value::String(text) => Kind::String(text),
-            Value::List(items) => Kind::List(items.into_iter().map(Self::from).collect()),
-            Value::Map(members) => {
-                let key = |name| Key {
-                    at: Place::NONE,
-                    name,
-                };
-                let members = members.into_iter();
-                Kind::Map(members.map(|(name, it)| (key(name), it.into())).collect())
-            }
-        };
-        Self {
-            at: Place::NONE,
-            kind,
-        }
-    }
-}
-
 impl Tree {
     /// Forgets the places.
     #[must_use]

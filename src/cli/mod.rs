@@ -9,6 +9,7 @@ mod legacy;
 mod logging;
 mod operator;
 pub mod printer;
+mod remote;
 mod run;
 mod watch;
 
@@ -54,6 +55,20 @@ enum Command {
     Crd(definitions::CrdArgs),
     /// Run workflows in a Kubernetes cluster, for as long as it is not stopped
     Operator(Box<operator::OperatorArgs>),
+    /// Run a template or a service in a Kubernetes cluster
+    Submit(Box<remote::SubmitArgs>),
+    /// Show the runs of a cluster, or the nodes of one
+    Get(remote::GetArgs),
+    /// Show a run's moves until it is over; exit status 0 success, 1 failure
+    Watch(remote::NamedArgs),
+    /// Show what a run's nodes wrote
+    Logs(remote::LogsArgs),
+    /// End a run of a cluster
+    Cancel(remote::NamedArgs),
+    /// Let a run of a cluster start nothing new
+    Suspend(remote::NamedArgs),
+    /// Let a suspended run of a cluster go on
+    Resume(remote::NamedArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -106,6 +121,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Unregister(args) => catalogue::unregister(&context, &args),
         Command::Crd(args) => definitions::crd(&context, &args),
         Command::Operator(args) => operator::operator(&context, &args),
+        Command::Submit(args) => remote::submit(&context, &args),
+        Command::Get(args) => remote::get(&context, &args),
+        Command::Watch(args) => remote::watch(&context, &args),
+        Command::Logs(args) => remote::logs(&context, &args),
+        Command::Cancel(args) => remote::wish(&context, &args, remote::Wish::Cancel),
+        Command::Suspend(args) => remote::wish(&context, &args, remote::Wish::Suspend),
+        Command::Resume(args) => remote::wish(&context, &args, remote::Wish::Resume),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "apscli", &mut script);

@@ -96,7 +96,7 @@ enum Output {
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Lost {
+pub(super) enum Lost {
     /// They end in Error: they may have done their work
     #[default]
     Fail,
@@ -205,11 +205,22 @@ fn header(context: &Context, args: &Args) -> Result<Header, Failure> {
     let text = read_text(&path)?;
     let absolute = std::path::absolute(&path)?;
     let folder = absolute.parent().unwrap_or(Path::new("/")).to_path_buf();
-    let mut params = match &args.params {
+    let params = params(args.params.as_deref(), &args.param)?;
+    Ok(Header::new(
+        path.display().to_string(),
+        text,
+        folder,
+        params,
+    ))
+}
+
+/// Parameters from a file and from the command line, which stand above the file's.
+pub(super) fn params(file: Option<&Path>, given: &[String]) -> Result<Params, Failure> {
+    let mut params = match file {
         Some(path) => read_params(&path.display().to_string(), &read_text(path)?)?,
         None => Params::new(),
     };
-    for param in &args.param {
+    for param in given {
         let (name, value) = param
             .split_once('=')
             .filter(|(name, _)| !name.is_empty())
@@ -220,12 +231,7 @@ fn header(context: &Context, args: &Args) -> Result<Header, Failure> {
         };
         params.insert(name.to_owned(), value);
     }
-    Ok(Header::new(
-        path.display().to_string(),
-        text,
-        folder,
-        params,
-    ))
+    Ok(params)
 }
 
 fn run_folder(args: &Args) -> Result<PathBuf, Failure> {

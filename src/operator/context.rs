@@ -111,11 +111,13 @@ impl Context {
         self.metrics.run_moved(from.map(RunPhase::as_str), to.map(RunPhase::as_str));
         let Some(to) = to else { return };
         let status = after.status.as_ref();
-        let message = status.and_then(|status| status.message.clone());
-        let message = message.unwrap_or_else(|| match to {
-            RunPhase::Running => "the run has begun".to_owned(),
-            _ => "all went well".to_owned(),
-        });
+        let said = status.and_then(|status| status.message.clone());
+        let message = match (to, from) {
+            (RunPhase::Running, Some(RunPhase::Suspended)) => "the run goes on".to_owned(),
+            (RunPhase::Running, _) => "the run has begun".to_owned(),
+            (RunPhase::Succeeded, _) => "all went well".to_owned(),
+            _ => said.unwrap_or_default(),
+        };
         tracing::info!(phase = to.as_str(), message, "the run moved");
         let bad = matches!(to, RunPhase::Failed | RunPhase::Error);
         self.tell(after, to.as_str(), &message, bad);

@@ -40,8 +40,9 @@ use super::publish::{Draft, Published, Publisher, View};
 use super::resolve::{self, Program, Unresolved};
 use super::status::{self, PodFacts};
 
-/// How often a run that cannot be resolved looks again, should nothing else happen.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How soon, and how often at the end, a run that cannot be resolved looks again, should nothing
+/// else happen. Soon at first: what is applied together arrives one after the other.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Drives a run to its end. Gives the run back as it is then; none where it is gone, or is not
 /// ours any more.
@@ -75,6 +76,7 @@ async fn begin(
     publisher: &mut Publisher,
     publications: &mut UnboundedReceiver<Published>,
 ) -> Option<(Arc<WorkflowRun>, Result<Program, Arc<WorkflowRun>>)> {
+    let mut pause = LOOK_AGAIN.0;
     loop {
         let resolved = if run.spec.cancel == Some(true) && !has_begun(&run) {
             Err(Unresolved::Cancelled)
@@ -106,7 +108,8 @@ async fn begin(
                 return Some((Arc::clone(&run), Err(run)));
             }
         }
-        let wait = tokio::time::timeout(LOOK_AGAIN, inbox.recv()).await;
+        let wait = tokio::time::timeout(pause, inbox.recv()).await;
+        pause = (pause * 2).min(LOOK_AGAIN.1);
         match wait {
             Ok(None | Some(News::Gone)) => return None,
             Ok(Some(News::Run(now))) => {
@@ -507,6 +510,8 @@ impl Actor {
             match observe(pod, &known) {
                 Seen::Ended { outcome, at } => {
                     self.heard = Some(Instant::now());
+                    // The cluster's times are whole seconds, rounded down.
+                    let at = at.max(running.since);
                     self.end(ix, attempt, outcome, at);
                 }
                 Seen::Running { .. } => {

@@ -203,7 +203,7 @@ pub fn build(
         let is_ours = |name: &str| {
             name == MANAGER_LABEL
                 || name.split_once('/').is_some_and(|(prefix, _)| {
-                    prefix == GROUP || prefix.ends_with(&format!(".{GROUP}"))
+                    prefix == GROUP
                 })
         };
         (map.iter())

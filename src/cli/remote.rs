@@ -161,10 +161,9 @@ impl Cluster {
         if status.pages.is_none() {
             return Ok(status.nodes);
         }
-        let list = self.api::<WorkflowRunPage>().list(&ListParams::default());
+        let api = self.api::<WorkflowRunPage>();
+        let list = api.list(&ListParams::default()).await.map_err(said)?;
         let mut pages: Vec<WorkflowRunPage> = list
-            .await
-            .map_err(said)?
             .into_iter()
             .filter(|page| {
                 let owners = page.owner_references();

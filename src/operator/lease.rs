@@ -56,7 +56,8 @@ impl Default for Timing {
 
 impl Timing {
     fn seconds(&self) -> i32 {
-        let whole = self.duration.as_secs() + u64::from(self.duration.subsec_nanos() > 0);
+        let begun = u64::from(self.duration.subsec_nanos() > 0);
+        let whole = self.duration.as_secs().saturating_add(begun);
         i32::try_from(whole).unwrap_or(i32::MAX)
     }
 }
@@ -331,20 +332,21 @@ impl Lease {
         } = self;
         let mut said = String::new();
         let sent = loop {
+            // Given back before it was there.
+            if leadership.term() == Term::Over {
+                return leadership;
+            }
             let look = Instant::now() + holder.timing.look_every;
             let (until, news) = match holder.take().await {
                 Taking::Taken(sent) => {
                     if leadership.extend(sent + holder.timing.give_up) {
                         break sent;
                     }
-                    if leadership.term() == Term::Over {
-                        return leadership;
-                    }
                     // It was ours, and this process was held up until it was too late to begin.
                     continue;
                 }
                 Taking::Held(until, by) => (until, format!("the lease is held by {by}")),
-                Taking::Raced => continue,
+                Taking::Raced => (look, "another was quicker".to_owned()),
                 Taking::Failed(why) => (look, why),
             };
             if news != said {
@@ -390,7 +392,12 @@ impl Holder {
         let mut next = self.current.clone();
         let spec = next.spec.get_or_insert_default();
         spec.acquire_time = Some(MicroTime(now));
-        spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(-1).max(-1).saturating_add(1));
+        spec.lease_transitions = Some(
+            spec.lease_transitions
+                .unwrap_or(-1)
+                .max(-1)
+                .saturating_add(1),
+        );
         match self.write(next, now).await {
             Ok(sent) => Taking::Taken(sent),
             Err(Trouble::Precondition) => Taking::Raced,
@@ -552,7 +559,8 @@ impl Holder {
         self.tried.push((now, sent));
         let params = PostParams::default();
         let written = if next.metadata.resource_version.is_some() {
-            self.call(self.api.replace(&self.name, &params, &next)).await?
+            self.call(self.api.replace(&self.name, &params, &next))
+                .await?
         } else {
             next.metadata = ObjectMeta {
                 name: Some(self.name.clone()),
@@ -565,10 +573,7 @@ impl Holder {
         Ok(sent)
     }
 
-    async fn call<T>(
-        &self,
-        call: impl Future<Output = kube::Result<T>>,
-    ) -> Result<T, Trouble> {
+    async fn call<T>(&self, call: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
         match timeout_at(Instant::now() + self.timing.call, call).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Trouble::Precondition),
@@ -609,4 +614,65 @@ enum Trouble {
 fn wall() -> Timestamp {
     let now = Timestamp::now();
     now.round(Unit::Microsecond).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: Duration = Duration::from_secs(15);
+
+    fn record(holder: Option<&str>, version: &str) -> Record {
+        Record {
+            holder: holder.map(str::to_owned),
+            renewed: None,
+            transitions: None,
+            version: Some(version.to_owned()),
+            duration: Duration::from_secs(20),
+        }
+    }
+
+    #[test]
+    fn a_record_is_judged_by_how_long_it_stood_before_our_eyes() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut sight = Sight::default();
+        let b = record(Some("b"), "1");
+        assert_eq!(sight.judge(Some(&b), OURS, at(0)), Judgement::Held(at(20)));
+        assert_eq!(sight.judge(Some(&b), OURS, at(19)), Judgement::Held(at(20)));
+        let touched = record(Some("b"), "2");
+        assert_eq!(
+            sight.judge(Some(&touched), OURS, at(19)),
+            Judgement::Held(at(39))
+        );
+        assert_eq!(sight.judge(Some(&touched), OURS, at(39)), Judgement::Free);
+        // Back to what it was before: that is news too.
+        assert_eq!(sight.judge(Some(&b), OURS, at(40)), Judgement::Held(at(60)));
+    }
+
+    #[test]
+    fn what_nobody_holds_is_free_and_what_was_deleted_under_a_holder_is_not() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut sight = Sight::default();
+        assert_eq!(sight.judge(None, OURS, at(0)), Judgement::Free);
+        let b = record(Some("b"), "1");
+        sight.judge(Some(&b), OURS, at(1));
+        assert_eq!(sight.judge(None, OURS, at(10)), Judgement::Held(at(30)));
+        assert_eq!(sight.judge(None, OURS, at(30)), Judgement::Free);
+        sight.judge(Some(&b), OURS, at(31));
+        let free = record(None, "2");
+        assert_eq!(sight.judge(Some(&free), OURS, at(32)), Judgement::Free);
+    }
+
+    #[test]
+    fn whole_seconds_are_never_fewer_than_meant() {
+        let timing = |duration| Timing {
+            duration,
+            ..Timing::default()
+        };
+        assert_eq!(timing(Duration::from_millis(2001)).seconds(), 3);
+        assert_eq!(timing(Duration::from_secs(15)).seconds(), 15);
+        assert_eq!(timing(Duration::MAX).seconds(), i32::MAX);
+    }
 }

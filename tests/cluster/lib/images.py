@@ -122,6 +122,8 @@ def _write_layout(output: pathlib.Path, name: str, layers: list[pathlib.Path], r
         "os": "linux",
         "config": run,
         "rootfs": {"type": "layers", "diff_ids": digests},
+        # As many as there are layers, or buildah cannot build upon the image.
+        "history": [{"created_by": "tests/cluster/image"} for _ in digests],
     })  # fmt: skip
     manifest = _json({
         "schemaVersion": 2,

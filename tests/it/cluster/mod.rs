@@ -19,7 +19,7 @@ mod fake;
 mod real;
 
 /// How long a pod may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A client of the cluster whose kubeconfig the variable names. Without it the test fails: who
 /// asks for a test of this kind has to lend a cluster.
@@ -27,8 +27,9 @@ async fn client(variable: &str) -> Client {
     let path = env::var_os(variable)
         .unwrap_or_else(|| panic!("{variable} is not set: run this by tests/cluster/with"));
     let kubeconfig = Kubeconfig::read_from(path).unwrap();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default());
-    Client::try_from(config.await.unwrap()).unwrap()
+    let whole = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &whole).await;
+    Client::try_from(config.unwrap()).unwrap()
 }
 
 /// A new namespace, held to the `restricted` standard, in which pods can be created.

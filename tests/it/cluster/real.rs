@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use kube::Api;
+use kube::api::LogParams;
 
 use super::{client, ended, namespace, pod};
 
@@ -39,6 +40,6 @@ async fn a_restricted_pod_runs_and_its_log_can_be_read() {
     .await;
     assert_eq!(terminated.exit_code, 3);
     assert_eq!(terminated.message.as_deref(), Some("a message\n"));
-    let log = pods.logs("scripted", &kube::api::LogParams::default());
-    assert_eq!(log.await.unwrap(), "to the log\n");
+    let log = pods.logs("scripted", &LogParams::default()).await.unwrap();
+    assert_eq!(log, "to the log\n");
 }

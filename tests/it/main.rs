@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod catalogue;
+mod cluster;
 mod example;
 mod fuzz;
 mod journal;

@@ -80,22 +80,34 @@ def check_kubernetes_version(version: str) -> str:
     )
 
 
+def need(part: Part) -> None:
+    """Says what is missing to have a part's programs."""
+    if not _place(part).is_dir():
+        need_tool("go")
+
+
 def binaries(part: Part) -> pathlib.Path:
     """The directory with a part's programs, built if they are not cached."""
-    module = PARTS / part.directory
-    linker_flags = " ".join(["-s -w", *_version_flags(part, module)])
-    flags = ["-trimpath", "-ldflags", linker_flags]
-    cached = cache_root() / "bin" / f"{part.directory.replace('/', '-')}-{_fingerprint(module, flags)}"
+    cached = _place(part)
     if not cached.is_dir():
         cached.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{cached}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not cached.is_dir():
-                _build(part, module, flags, cached)
+                _build(part, cached)
     return cached
 
 
-def _build(part: Part, module: pathlib.Path, flags: list[str], cached: pathlib.Path) -> None:
+def _place(part: Part) -> pathlib.Path:
+    """Where a part's programs are, or will be once they are built."""
+    module = PARTS / part.directory
+    digest = hashlib.sha256()
+    for text in ((module / "go.mod").read_bytes(), (module / "go.sum").read_bytes(), "\0".join(_flags(part)).encode()):
+        digest.update(hashlib.sha256(text).digest())
+    return cache_root() / "bin" / f"{part.directory.replace('/', '-')}-{digest.hexdigest()[:16]}"
+
+
+def _build(part: Part, cached: pathlib.Path) -> None:
     go = need_tool("go")
     print(f"building {part.directory} (kept in {cached}) …", file=sys.stderr, flush=True)
     began = time.monotonic()
@@ -104,8 +116,8 @@ def _build(part: Part, module: pathlib.Path, flags: list[str], cached: pathlib.P
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     built = subprocess.run(
-        [go, "build", *flags, "-o", f"{unfinished}/", "tool"],
-        cwd=module,
+        [go, "build", *_flags(part), "-o", f"{unfinished}/", "tool"],
+        cwd=PARTS / part.directory,
         env=os.environ | {"CGO_ENABLED": "0", "GOWORK": "off", "PATH": search_path()},
         stderr=subprocess.PIPE,
         text=True,
@@ -119,16 +131,11 @@ def _build(part: Part, module: pathlib.Path, flags: list[str], cached: pathlib.P
     print(f"built {part.directory} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
-def _version_flags(part: Part, module: pathlib.Path) -> list[str]:
+def _flags(part: Part) -> list[str]:
+    module = PARTS / part.directory
     pins = (module / "go.mod").read_text()
     version = re.search(rf"^(?:require )?\s*{re.escape(part.pinned_module)} (v(\d+)\.(\d+)\S*)", pins, re.MULTILINE)
     if version is None:
         raise Trouble(f"{module}/go.mod does not pin {part.pinned_module}")
-    return [flag.format(version=version[1], major=version[2], minor=version[3]) for flag in part.version_flags]
-
-
-def _fingerprint(module: pathlib.Path, flags: list[str]) -> str:
-    digest = hashlib.sha256()
-    for text in ((module / "go.mod").read_bytes(), (module / "go.sum").read_bytes(), "\0".join(flags).encode()):
-        digest.update(hashlib.sha256(text).digest())
-    return digest.hexdigest()[:16]
+    told = [flag.format(version=version[1], major=version[2], minor=version[3]) for flag in part.version_flags]
+    return ["-trimpath", "-ldflags", " ".join(["-s -w", *told])]

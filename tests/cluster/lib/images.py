@@ -28,8 +28,8 @@ INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 
 # What an installation leaves behind that says when or where it was made, or that no container needs.
 NOT_IN_A_BASE = (
-    "dev", "proc", "sys", "run", "tmp", "var/cache", "var/log", "var/lib/apt/lists", "var/lib/dpkg/status-old",
-    "var/lib/dpkg/available-old", "etc/machine-id", "etc/hostname", "etc/resolv.conf", "usr/share/doc",
+    "dev", "proc", "sys", "run", "tmp", "var/cache", "var/log", "var/tmp", "var/lib/apt/lists",
+    "var/lib/dpkg/status-old", "var/lib/dpkg/available-old", "etc/machine-id", "etc/hostname", "etc/resolv.conf", "usr/share/doc",
     "usr/share/man", "usr/share/locale", "usr/share/info", "debootstrap",
 )  # fmt: skip
 EMPTY_IN_A_BASE = {"dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777, "var/tmp": 0o1777,
@@ -122,6 +122,8 @@ def _write_layout(output: pathlib.Path, name: str, layers: list[pathlib.Path], r
         "os": "linux",
         "config": run,
         "rootfs": {"type": "layers", "diff_ids": digests},
+        # As many as there are layers, or buildah cannot build upon the image.
+        "history": [{"created_by": "tests/cluster/image"} for _ in digests],
     })  # fmt: skip
     manifest = _json({
         "schemaVersion": 2,

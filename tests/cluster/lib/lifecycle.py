@@ -23,12 +23,27 @@ READY_PATIENCE_SECONDS = 120
 class Programs:
     """The built programs that a kind of cluster needs; making one builds what is not cached."""
 
+    @staticmethod
+    def parts(nodes: str, kubernetes: str) -> list[build.Part]:
+        of_nodes = {"fake": [build.KWOK], "real": [build.CONTAINERD], "none": []}
+        return [build.ETCD, build.kubernetes(kubernetes), *of_nodes[nodes], build.HELM]
+
     def __init__(self, nodes: str, kubernetes: str):
-        self.etcd = build.binaries(build.ETCD)
-        self.kubernetes = build.binaries(build.kubernetes(kubernetes))
-        self.kwok = build.binaries(build.KWOK) if nodes == "fake" else None
-        self.containerd = build.binaries(build.CONTAINERD) if nodes == "real" else None
-        self.helm = build.binaries(build.HELM)
+        places = {part: build.binaries(part) for part in self.parts(nodes, kubernetes)}
+        self.etcd = places[build.ETCD]
+        self.kubernetes = places[build.kubernetes(kubernetes)]
+        self.kwok = places.get(build.KWOK)
+        self.containerd = places.get(build.CONTAINERD)
+        self.helm = places[build.HELM]
+
+
+def need(nodes: str, kubernetes: str) -> None:
+    """Says the first thing that is missing for such a cluster, before anything is built or started."""
+    need_tool("openssl")
+    if nodes == "real":
+        real_nodes.need_all()
+    for part in Programs.parts(nodes, kubernetes):
+        build.need(part)
 
 
 def existing(name: str) -> Cluster:
@@ -45,9 +60,7 @@ def up(name: str, nodes: str | None, kubernetes: str | None) -> Cluster:
         _refuse_another(cluster, nodes, kubernetes)
     kind = cluster.nodes if cluster else nodes or "fake"
     version = cluster.kubernetes if cluster else kubernetes or build.DEFAULT_KUBERNETES
-    need_tool("openssl")
-    if kind == "real":
-        real_nodes.need_all()
+    need(kind, version)
     # Before the lock, so that a long build does not keep `status` or `down` waiting.
     programs = Programs(kind, version)
     with state.locked(name):
@@ -96,8 +109,9 @@ def signal_part(name: str, part_name: str, number: signal.Signals) -> None:
 def compact(name: str) -> None:
     """Makes every revision older than now answer 410 Gone.
 
-    etcd forgets at once, but the apiserver would go on serving what its watch cache remembers; so that
-    is made to forget too, by a restart.
+    etcd forgets at once, but the apiserver goes on serving what its watch cache remembers; so that is
+    made to forget too, by a restart. It keeps nothing, so it is killed: a polite end takes it far longer
+    than the rest, as it waits for its watchers.
     """
     with state.locked(name):
         cluster = existing(name)
@@ -107,7 +121,8 @@ def compact(name: str) -> None:
         status, answer = etcd.call("POST", "/v3/kv/compaction", request)
         if status != 200:
             raise Trouble(f"etcd did not compact: {answer}")
-    restart(name, "apiserver")
+        _process(cluster, "apiserver").end(politely=False)
+        _start_missing(cluster, Programs(cluster.nodes, cluster.kubernetes))
 
 
 def load_image(name: str, tar: str) -> None:
@@ -118,6 +133,12 @@ def load_image(name: str, tar: str) -> None:
     for number in range(1, cluster.node_count + 1):
         if not real_nodes.import_image(cluster, programs.containerd, number, tar):
             raise Trouble(f"{real_nodes.node_name(number)} did not take {tar}; see `cluster logs containerd-{number}`")
+
+
+def tool_path(cluster: Cluster) -> str:
+    """Where kubectl and helm of the right version are, as a part of PATH."""
+    programs = Programs(cluster.nodes, cluster.kubernetes)
+    return f"{programs.kubernetes}:{programs.helm}"
 
 
 def part_names(cluster: Cluster) -> list[str]:

@@ -9,6 +9,7 @@ This module must not start processes itself, but for short commands inside a run
 
 import contextlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -51,6 +52,9 @@ def need_all() -> None:
         raise Trouble(f"with --nodes real XDG_STATE_HOME may not be below {', '.join(COVERED)}")
     if subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode:
         raise Trouble("--nodes real needs the right to make namespaces (CAP_SYS_ADMIN); or use --nodes fake")
+    hierarchies = _cgroup_hierarchies()
+    if not hierarchies or not all(os.access(hierarchy, os.W_OK) for hierarchy in hierarchies):
+        raise Trouble(f"--nodes real needs to make cgroups below {CGROUP_ROOTS}, but may not; or use --nodes fake")
 
 
 def node_name(number: int) -> str:
@@ -179,7 +183,7 @@ def _cgroup_hierarchies() -> list[pathlib.Path]:
     """One with cgroup v2, one for each controller with v1."""
     if (CGROUP_ROOTS / "cgroup.controllers").exists():
         return [CGROUP_ROOTS]
-    return [path for path in CGROUP_ROOTS.iterdir() if (path / "cgroup.procs").exists()]
+    return [procs.parent for procs in CGROUP_ROOTS.glob("*/cgroup.procs")]
 
 
 def _cgroup(cluster: Cluster) -> str:

@@ -20,6 +20,9 @@ from .trouble import Trouble
 
 NODE_KINDS = ("fake", "real", "none")
 
+# Names the cluster that commands are about, where they do not say it themselves.
+NAME_VARIABLE = "APSCLI_CLUSTER"
+
 # Below the range that the kernel hands out to outgoing connections, which could otherwise take a port
 # in the seconds between choosing and listening.
 CHOSEN_PORTS = range(21000, 32000)

@@ -102,7 +102,9 @@ mod tests {
     fn logged(level: &str, format: Format, say: impl FnOnce()) -> String {
         let page = Page::default();
         let writer = page.clone();
-        let log = log(filter(level).unwrap(), format, false, move || writer.clone());
+        let log = log(filter(level).unwrap(), format, false, move || {
+            writer.clone()
+        });
         subscriber::with_default(log, say);
         let bytes = page.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()

@@ -8,6 +8,7 @@ mod inspect;
 mod legacy;
 mod logging;
 mod operator;
+mod package;
 pub mod printer;
 mod run;
 mod watch;
@@ -54,6 +55,8 @@ enum Command {
     Crd(definitions::CrdArgs),
     /// Run workflows in a Kubernetes cluster, for as long as it is not stopped
     Operator(Box<operator::OperatorArgs>),
+    /// Make a Helm chart of a catalogue: its services, templates and scripts
+    Package(package::PackageArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -106,6 +109,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Unregister(args) => catalogue::unregister(&context, &args),
         Command::Crd(args) => definitions::crd(&context, &args),
         Command::Operator(args) => operator::operator(&context, &args),
+        Command::Package(args) => package::package(&context, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "apscli", &mut script);

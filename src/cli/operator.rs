@@ -119,7 +119,10 @@ impl OperatorArgs {
                 namespaces.dedup();
                 Scope::Namespaces(namespaces)
             },
-            shared_namespace: self.shared_namespace.clone().unwrap_or_else(|| home.clone()),
+            shared_namespace: self
+                .shared_namespace
+                .clone()
+                .unwrap_or_else(|| home.clone()),
             election: self.leader_election.then(|| Election {
                 namespace: home,
                 lease: self.lease_name.clone(),
@@ -146,7 +149,9 @@ pub fn operator(context: &Context, args: &OperatorArgs) -> Result<ExitCode, Fail
             Err(error) => return Err(format!("APSCLI_LOG: {error}").into()),
         },
     };
-    let home = env::var("POD_NAMESPACE").ok().filter(|name| !name.is_empty());
+    let home = env::var("POD_NAMESPACE")
+        .ok()
+        .filter(|name| !name.is_empty());
     let suffix = random()?;
     let host = rustix::system::uname();
     let host = host.nodename().to_string_lossy();
@@ -285,7 +290,9 @@ mod tests {
                 max_writes: NonZeroUsize::new(8).unwrap(),
             }
         );
-        let had = options(None, &["--lease-name=l", "--identity=me"]).election.unwrap();
+        let had = options(None, &["--lease-name=l", "--identity=me"])
+            .election
+            .unwrap();
         assert_eq!((had.lease.as_str(), had.identity.as_str()), ("l", "me-1"));
     }
 

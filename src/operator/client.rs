@@ -127,7 +127,11 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let kind = kind(request.method(), request.uri().path(), request.uri().query());
+        let kind = kind(
+            request.method(),
+            request.uri().path(),
+            request.uri().query(),
+        );
         let sent = request.body().size_hint().exact().unwrap_or(0);
         let metrics = Arc::clone(&self.calls.metrics);
         if !request.method().is_safe() && !self.calls.leadership.holds() {
@@ -252,20 +256,70 @@ mod tests {
     fn what_is_asked_for_is_read_from_method_and_path() {
         for (method, path, query, expected) in [
             ("GET", "/api/v1/pods", "", ("list", "", "pods")),
-            ("GET", "/api/v1/pods", "limit=500&watch=true", ("watch", "", "pods")),
+            (
+                "GET",
+                "/api/v1/pods",
+                "limit=500&watch=true",
+                ("watch", "", "pods"),
+            ),
             ("GET", "/api/v1/pods", "watch=1", ("watch", "", "pods")),
             ("GET", "/api/v1/pods", "watch=false", ("list", "", "pods")),
-            ("GET", "/api/v1/pods", "labelSelector=watch%3Dtrue", ("list", "", "pods")),
-            ("POST", "/api/v1/namespaces/n/pods", "", ("create", "", "pods")),
-            ("GET", "/api/v1/namespaces/n/pods/p", "", ("get", "", "pods")),
-            ("DELETE", "/api/v1/namespaces/n/pods/p", "", ("delete", "", "pods")),
-            ("DELETE", "/api/v1/namespaces/n/pods", "", ("deletecollection", "", "pods")),
-            ("GET", "/api/v1/namespaces/n/pods/p/log", "follow=true", ("get", "", "pods/log")),
-            ("PATCH", "/api/v1/namespaces/n/pods/status", "", ("patch", "", "pods")),
+            (
+                "GET",
+                "/api/v1/pods",
+                "labelSelector=watch%3Dtrue",
+                ("list", "", "pods"),
+            ),
+            (
+                "POST",
+                "/api/v1/namespaces/n/pods",
+                "",
+                ("create", "", "pods"),
+            ),
+            (
+                "GET",
+                "/api/v1/namespaces/n/pods/p",
+                "",
+                ("get", "", "pods"),
+            ),
+            (
+                "DELETE",
+                "/api/v1/namespaces/n/pods/p",
+                "",
+                ("delete", "", "pods"),
+            ),
+            (
+                "DELETE",
+                "/api/v1/namespaces/n/pods",
+                "",
+                ("deletecollection", "", "pods"),
+            ),
+            (
+                "GET",
+                "/api/v1/namespaces/n/pods/p/log",
+                "follow=true",
+                ("get", "", "pods/log"),
+            ),
+            (
+                "PATCH",
+                "/api/v1/namespaces/n/pods/status",
+                "",
+                ("patch", "", "pods"),
+            ),
             ("GET", "/api/v1/namespaces", "", ("list", "", "namespaces")),
             ("GET", "/api/v1/namespaces/n", "", ("get", "", "namespaces")),
-            ("PUT", "/api/v1/namespaces/n/finalize", "", ("update", "", "namespaces/finalize")),
-            ("PATCH", "/api/v1/namespaces/n/status", "", ("patch", "", "namespaces/status")),
+            (
+                "PUT",
+                "/api/v1/namespaces/n/finalize",
+                "",
+                ("update", "", "namespaces/finalize"),
+            ),
+            (
+                "PATCH",
+                "/api/v1/namespaces/n/status",
+                "",
+                ("patch", "", "namespaces/status"),
+            ),
             ("GET", "/api/v1/nodes/n", "", ("get", "", "nodes")),
             (
                 "PATCH",
@@ -420,7 +474,9 @@ mod tests {
                 1
             );
             let begun = Instant::now();
-            assert!(deadline(&pods.list(&ListParams::default()).await.unwrap_err()));
+            assert!(deadline(
+                &pods.list(&ListParams::default()).await.unwrap_err()
+            ));
             assert_eq!(begun.elapsed(), LIST);
         }
     }
@@ -459,8 +515,13 @@ mod tests {
         for error in [
             maps.create(&params, &map).await.unwrap_err(),
             maps.replace("x", &params, &map).await.unwrap_err(),
-            maps.patch("x", &PatchParams::default(), &patch).await.unwrap_err(),
-            maps.delete("x", &DeleteParams::default()).await.map(drop).unwrap_err(),
+            maps.patch("x", &PatchParams::default(), &patch)
+                .await
+                .unwrap_err(),
+            maps.delete("x", &DeleteParams::default())
+                .await
+                .map(drop)
+                .unwrap_err(),
         ] {
             assert!(refused(&error), "{error}");
         }

@@ -67,7 +67,9 @@ impl Health {
     pub fn needs(&self, what: &str) -> Need {
         let mut inner = self.inner();
         inner.told = true;
-        inner.waits.insert(what.to_owned(), "not there yet".to_owned());
+        inner
+            .waits
+            .insert(what.to_owned(), "not there yet".to_owned());
         drop(inner);
         Need {
             health: self.clone(),

@@ -390,7 +390,12 @@ impl Holder {
         let mut next = self.current.clone();
         let spec = next.spec.get_or_insert_default();
         spec.acquire_time = Some(MicroTime(now));
-        spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(-1).max(-1).saturating_add(1));
+        spec.lease_transitions = Some(
+            spec.lease_transitions
+                .unwrap_or(-1)
+                .max(-1)
+                .saturating_add(1),
+        );
         match self.write(next, now).await {
             Ok(sent) => Taking::Taken(sent),
             Err(Trouble::Precondition) => Taking::Raced,
@@ -552,7 +557,8 @@ impl Holder {
         self.tried.push((now, sent));
         let params = PostParams::default();
         let written = if next.metadata.resource_version.is_some() {
-            self.call(self.api.replace(&self.name, &params, &next)).await?
+            self.call(self.api.replace(&self.name, &params, &next))
+                .await?
         } else {
             next.metadata = ObjectMeta {
                 name: Some(self.name.clone()),
@@ -565,10 +571,7 @@ impl Holder {
         Ok(sent)
     }
 
-    async fn call<T>(
-        &self,
-        call: impl Future<Output = kube::Result<T>>,
-    ) -> Result<T, Trouble> {
+    async fn call<T>(&self, call: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
         match timeout_at(Instant::now() + self.timing.call, call).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Trouble::Precondition),

@@ -19,8 +19,11 @@ pub async fn kinds(client: &Client, health: &Health, group_version: &str, plural
     loop {
         let why = match client.list_api_group_resources(group_version).await {
             Ok(list) => {
-                let served: BTreeSet<&str> =
-                    list.resources.iter().map(|known| known.name.as_str()).collect();
+                let served: BTreeSet<&str> = list
+                    .resources
+                    .iter()
+                    .map(|known| known.name.as_str())
+                    .collect();
                 let missing = plurals.iter().filter(|name| !served.contains(*name));
                 let missing: Vec<&str> = missing.copied().collect();
                 if missing.is_empty() {

@@ -15,6 +15,7 @@ mod journal;
 mod laws;
 mod layers;
 mod nodes;
+mod package;
 mod program;
 mod python;
 mod readme;

@@ -52,8 +52,7 @@ fn problem(source: &str, path: &str, message: String) -> Problems {
 
 /// Reads one entry of a category file.
 pub(super) fn entry(source: &str, name: &str, entry: &Value) -> Result<Entry, Problems> {
-    let wrong =
-        |field: &str, message: String| problem(source, &format!("{name}{field}"), message);
+    let wrong = |field: &str, message: String| problem(source, &format!("{name}{field}"), message);
     if !matches!(entry, Value::Map(_)) {
         return Err(wrong(
             "",

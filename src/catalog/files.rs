@@ -25,6 +25,8 @@ pub struct Catalogue {
 /// A service in a catalogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
+    /// The category file that it stands in.
+    pub category: PathBuf,
     /// Its versions as they are written, each with its template.
     pub templates: BTreeMap<String, PathBuf>,
     /// The version that runs when none is asked for.
@@ -418,6 +420,7 @@ fn service(file: &Path, name: &str, entry: &Value) -> Result<Service, Problems> 
     let folder = file.parent().unwrap_or(Path::new(""));
     let templates = entry.templates.into_iter();
     Ok(Service {
+        category: file.to_path_buf(),
         templates: templates
             .map(|(version, path)| (version, folder.join(path)))
             .collect(),

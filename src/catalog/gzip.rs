@@ -179,7 +179,12 @@ mod tests {
     #[test]
     fn a_header_may_have_all_its_parts() {
         let packed = compress(b"text");
-        let mut full = vec![MAGIC[0], MAGIC[1], DEFLATE, EXTRA | NAME | COMMENT | HEADER_CRC];
+        let mut full = vec![
+            MAGIC[0],
+            MAGIC[1],
+            DEFLATE,
+            EXTRA | NAME | COMMENT | HEADER_CRC,
+        ];
         full.extend([0; 6]);
         full.extend(b"\x03\x00abcname\0comment\0\x01\x02");
         full.extend(&packed[10..]);

@@ -1,4 +1,5 @@
-//! Where services are found by their FQSN: in files, in `Service` objects and `ConfigMaps`.
+//! Where services are found by their FQSN: in files, in `Service` objects and `ConfigMaps`; and how
+//! files become such objects.
 //!
 //! Must not know runs.
 
@@ -6,3 +7,4 @@ mod category;
 pub mod cluster;
 pub mod files;
 pub mod gzip;
+pub mod package;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
@@ -111,7 +111,11 @@ impl Hand {
             let mut in_doubt = false;
             loop {
                 if call_off.is_called_off() {
-                    let found = if in_doubt { hand.find(&pod).await } else { Ok(None) };
+                    let found = if in_doubt {
+                        hand.find(&pod).await
+                    } else {
+                        Ok(None)
+                    };
                     match found {
                         Ok(None) => return hand.answer(Answer::CalledOff(work)),
                         Ok(Some(found)) => return hand.answer(Answer::Created(work, found)),
@@ -311,7 +315,9 @@ impl Refusal {
         let message = status.message.clone();
         let namespace_ends = || {
             let causes = status.details.iter().flat_map(|details| &details.causes);
-            causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+            causes
+                .into_iter()
+                .any(|cause| cause.reason == "NamespaceTerminating")
         };
         match (status.code, status.reason.as_str()) {
             (409, "AlreadyExists") => Self::Exists,

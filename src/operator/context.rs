@@ -92,9 +92,15 @@ impl Context {
             return false;
         };
         let runs: Api<WorkflowRun> = Api::namespaced(self.client.clone(), namespace);
-        match self.insist("look for a pod's run", || runs.get_opt(&owner.name)).await {
+        match self
+            .insist("look for a pod's run", || runs.get_opt(&owner.name))
+            .await
+        {
             Some(run) if run.metadata.uid.as_deref() == Some(run_uid) => {
-                let phase = run.status.and_then(|status| status.phase).unwrap_or_default();
+                let phase = run
+                    .status
+                    .and_then(|status| status.phase)
+                    .unwrap_or_default();
                 run.metadata.deletion_timestamp.is_none() && !phase.is_final()
             }
             _ => false,
@@ -108,7 +114,8 @@ impl Context {
         if from == to {
             return;
         }
-        self.metrics.run_moved(from.map(RunPhase::as_str), to.map(RunPhase::as_str));
+        self.metrics
+            .run_moved(from.map(RunPhase::as_str), to.map(RunPhase::as_str));
         let Some(to) = to else { return };
         let status = after.status.as_ref();
         let said = status.and_then(|status| status.message.clone());

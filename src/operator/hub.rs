@@ -104,7 +104,9 @@ where
         .default_backoff()
         .filter_map(|event| async move {
             event
-                .inspect_err(|error| tracing::warn!(%error, "a watch was broken off; it is begun anew"))
+                .inspect_err(
+                    |error| tracing::warn!(%error, "a watch was broken off; it is begun anew"),
+                )
                 .ok()
         })
 }
@@ -187,7 +189,10 @@ impl Hub {
             Event::InitDone => {
                 let listed = self.listing_runs.take().unwrap_or_default();
                 let known = self.live.keys().chain(self.over.keys());
-                let gone: Vec<String> = known.filter(|uid| !listed.contains(*uid)).cloned().collect();
+                let gone: Vec<String> = known
+                    .filter(|uid| !listed.contains(*uid))
+                    .cloned()
+                    .collect();
                 for uid in gone {
                     self.run_gone(&uid);
                 }
@@ -215,7 +220,9 @@ impl Hub {
                 return;
             }
         };
-        let Some(uid) = run.metadata.uid.clone() else { return };
+        let Some(uid) = run.metadata.uid.clone() else {
+            return;
+        };
         if let Some(live) = self.live.get(&uid) {
             let _ = live.inbox.send(News::Run(run));
             return;
@@ -237,11 +244,14 @@ impl Hub {
         tokio::spawn(tracing::Instrument::instrument(
             async move {
                 // A run that breaks down must not stop the others, nor be left for dead.
-                let work = std::panic::AssertUnwindSafe(workflow_run::drive(context, run, old, news));
-                let over = futures::FutureExt::catch_unwind(work).await.unwrap_or_else(|_| {
-                    tracing::error!("the run's task broke down; this is a bug of apscli");
-                    None
-                });
+                let work =
+                    std::panic::AssertUnwindSafe(workflow_run::drive(context, run, old, news));
+                let over = futures::FutureExt::catch_unwind(work)
+                    .await
+                    .unwrap_or_else(|_| {
+                        tracing::error!("the run's task broke down; this is a bug of apscli");
+                        None
+                    });
                 let _ = done.send(Incoming::Over(task, over));
             },
             span,
@@ -283,8 +293,12 @@ impl Hub {
     }
 
     fn pod_news(&mut self, news: News) {
-        let (News::Pod(pod) | News::PodGone(pod)) = &news else { return };
-        let Some(uid) = pod.labels().get(LABEL_RUN_UID) else { return };
+        let (News::Pod(pod) | News::PodGone(pod)) = &news else {
+            return;
+        };
+        let Some(uid) = pod.labels().get(LABEL_RUN_UID) else {
+            return;
+        };
         if let Some(live) = self.live.get(uid) {
             let _ = live.inbox.send(news);
         } else if !self.runs_listed {
@@ -319,7 +333,10 @@ impl Hub {
         let ttl = run.spec.ttl_seconds_after_finished;
         let ttl = ttl.map(|seconds| Duration::from_secs(u64::from(seconds)));
         let ttl = ttl.or(self.context.options.default_ttl);
-        let completed = run.status.as_ref().and_then(|status| status.completion_time.as_ref());
+        let completed = run
+            .status
+            .as_ref()
+            .and_then(|status| status.completion_time.as_ref());
         let expiring = ttl.zip(completed).map(|(ttl, completed)| {
             let age = self.context.clock.now().duration_since(completed.0);
             let age = Duration::try_from(age).unwrap_or_default();
@@ -343,7 +360,9 @@ impl Hub {
             if first.at > Instant::now() {
                 return;
             }
-            let Some(expired) = self.expiring.pop_first() else { return };
+            let Some(expired) = self.expiring.pop_first() else {
+                return;
+            };
             let runs: Api<WorkflowRun> =
                 Api::namespaced(self.context.client.clone(), &expired.namespace);
             tokio::spawn(async move {
@@ -356,7 +375,9 @@ impl Hub {
                     ..DeleteParams::default()
                 };
                 match runs.delete(&expired.name, &params).await {
-                    Ok(_) => tracing::info!(run = expired.name, "deleted: its time to live is over"),
+                    Ok(_) => {
+                        tracing::info!(run = expired.name, "deleted: its time to live is over")
+                    }
                     Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {}
                     Err(error) => {
                         // The next look at the run, when the watch is begun anew, tries again.

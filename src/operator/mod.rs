@@ -100,7 +100,10 @@ pub async fn run(
         }
     }
     metrics.set_leads(true);
-    let instance = options.election.as_ref().map_or_else(|| "apscli".to_owned(), |it| it.identity.clone());
+    let instance = options
+        .election
+        .as_ref()
+        .map_or_else(|| "apscli".to_owned(), |it| it.identity.clone());
     let ended = tokio::select! {
         () = work(client, options, Arc::clone(&metrics), &health, instance) => Ok(()),
         () = leadership.lost() => Err(OperatorError::Lost(name)),

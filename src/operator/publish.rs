@@ -73,7 +73,13 @@ impl Draft {
     /// The status of a run that was begun. `touched`: the pages to be written, where there are
     /// pages.
     pub(super) fn new(view: &View<'_>, touched: &BTreeSet<u32>) -> Self {
-        let View { graph, state, run, now, .. } = *view;
+        let View {
+            graph,
+            state,
+            run,
+            now,
+            ..
+        } = *view;
         let mut status = run.status.clone().unwrap_or_default();
         let phase = match view.verdict {
             Some(verdict) => match verdict.phase {
@@ -94,7 +100,11 @@ impl Draft {
         status.start_time = state.started_at().map(Time);
         let waits = |ix: NodeIx| {
             let (word, message) = (view.facts)(ix).waits?;
-            Some(if message.is_empty() { word } else { format!("{word}: {message}") })
+            Some(if message.is_empty() {
+                word
+            } else {
+                format!("{word}: {message}")
+            })
         };
         let message = match view.verdict {
             Some(_) => status::last_message(graph, state),
@@ -310,7 +320,11 @@ impl Publisher {
             return BTreeSet::new();
         }
         let page = |ix: &NodeIx| u32::try_from(ix.index() / PAGE).unwrap_or(u32::MAX);
-        self.nodes.iter().map(page).chain(self.again.iter().copied()).collect()
+        self.nodes
+            .iter()
+            .map(page)
+            .chain(self.again.iter().copied())
+            .collect()
     }
 
     /// Starts a write; its answer comes as [`Published`] and must be given to [`Self::settle`].
@@ -396,7 +410,10 @@ impl Write {
             };
         };
         let params = PatchParams::default();
-        match runs.patch_status(&name, &params, &Patch::Merge(patch)).await {
+        match runs
+            .patch_status(&name, &params, &Patch::Merge(patch))
+            .await
+        {
             Ok(run) => Published::Done {
                 version: draft.version,
                 run: Arc::new(run),
@@ -432,7 +449,11 @@ impl Write {
         };
         let old = self.run.status.as_ref().map(members).unwrap_or_default();
         let mut new = members(status);
-        let gone: Vec<String> = old.keys().filter(|key| !new.contains_key(*key)).cloned().collect();
+        let gone: Vec<String> = old
+            .keys()
+            .filter(|key| !new.contains_key(*key))
+            .cloned()
+            .collect();
         new.retain(|key, value| old.get(key) != Some(value));
         new.extend(gone.into_iter().map(|key| (key, serde_json::Value::Null)));
         (!new.is_empty()).then(|| {
@@ -446,7 +467,11 @@ impl Write {
         })
     }
 
-    async fn page(&self, pages: &Api<WorkflowRunPage>, spec: WorkflowRunPageSpec) -> kube::Result<()> {
+    async fn page(
+        &self,
+        pages: &Api<WorkflowRunPage>,
+        spec: WorkflowRunPageSpec,
+    ) -> kube::Result<()> {
         let uid = self.run.metadata.uid.clone().unwrap_or_default();
         let name = page_name(&uid, spec.index);
         let patch = json!({"spec": {"nodes": spec.nodes}});
@@ -475,7 +500,9 @@ impl Write {
             }
         }
         let params = PatchParams::default();
-        pages.patch_metadata(&name, &params, &Patch::Merge(patch)).await?;
+        pages
+            .patch_metadata(&name, &params, &Patch::Merge(patch))
+            .await?;
         Ok(())
     }
 }

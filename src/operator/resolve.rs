@@ -66,7 +66,10 @@ impl Unresolved {
 /// Finds what a run runs.
 pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Program, Unresolved> {
     check(context, run)?;
-    let recorded = run.status.as_ref().and_then(|status| status.resolved.as_ref());
+    let recorded = run
+        .status
+        .as_ref()
+        .and_then(|status| status.resolved.as_ref());
     let recorded = recorded.filter(|resolved| !resolved.snapshot.is_empty());
     let (pinned, snapshot) = match recorded {
         Some(resolved) => {
@@ -84,7 +87,12 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
         fqsn: pinned.fqsn.clone(),
         version: pinned.version.clone(),
         hash: Some(template.hash()),
-        source: Some(pinned.source.clone().unwrap_or_else(|| "the run's own template".to_owned())),
+        source: Some(
+            pinned
+                .source
+                .clone()
+                .unwrap_or_else(|| "the run's own template".to_owned()),
+        ),
         snapshot,
     };
     Ok(Program {
@@ -108,9 +116,9 @@ fn check(context: &Context, run: &WorkflowRun) -> Result<(), Unresolved> {
         return Err(Unresolved::never("ServiceAccountNotAllowed", message));
     }
     if let Some(timeout) = &run.spec.timeout {
-        timeout
-            .length()
-            .map_err(|message| Unresolved::never("InvalidTimeout", format!("spec.timeout: {message}")))?;
+        timeout.length().map_err(|message| {
+            Unresolved::never("InvalidTimeout", format!("spec.timeout: {message}"))
+        })?;
     }
     Ok(())
 }
@@ -161,7 +169,10 @@ fn template(run: &WorkflowRun, pinned: &Pinned) -> Result<Template, Unresolved> 
             let value = object_to_value(object);
             Ok(Template::from_value("the service's template", &value))
         }
-        (None, Some(object)) => Ok(Template::from_value("spec.template", &object_to_value(object))),
+        (None, Some(object)) => Ok(Template::from_value(
+            "spec.template",
+            &object_to_value(object),
+        )),
         (None, None) => Err(Unresolved::never(
             "InvalidSpec",
             "there is nothing to run; expected exactly one of fqsn, template and templateFrom",
@@ -250,9 +261,12 @@ fn overrides(service: Option<&PodOverrides>, run: Option<&PodOverrides>) -> buil
                 ..ResourceRequirements::default()
             })
             .or(merged.resources);
-        merged.image_pull_policy =
-            image_pull_policy.map(|policy| policy.as_str().to_owned()).or(merged.image_pull_policy);
-        merged.image_pull_secrets.extend(image_pull_secrets.into_iter().map(|it| it.name));
+        merged.image_pull_policy = image_pull_policy
+            .map(|policy| policy.as_str().to_owned())
+            .or(merged.image_pull_policy);
+        merged
+            .image_pull_secrets
+            .extend(image_pull_secrets.into_iter().map(|it| it.name));
         merged.priority_class_name = priority_class_name.or(merged.priority_class_name);
         merged.labels.extend(labels);
         merged.annotations.extend(annotations);
@@ -262,10 +276,17 @@ fn overrides(service: Option<&PodOverrides>, run: Option<&PodOverrides>) -> buil
 
 /// The limits that a run's author sets; parallelism may change while it goes on.
 pub(super) fn limits(run: &WorkflowRun) -> Limits {
-    let parallelism = run.spec.parallelism.and_then(|most| usize::try_from(most).ok());
+    let parallelism = run
+        .spec
+        .parallelism
+        .and_then(|most| usize::try_from(most).ok());
     Limits {
         parallelism: parallelism.and_then(std::num::NonZeroUsize::new),
-        timeout: run.spec.timeout.as_ref().and_then(|timeout| timeout.length().ok()),
+        timeout: run
+            .spec
+            .timeout
+            .as_ref()
+            .and_then(|timeout| timeout.length().ok()),
         on_lost: match run.spec.on_lost {
             Some(OnLost::Retry) => step::OnLost::Retry,
             Some(OnLost::Fail) | None => step::OnLost::Fail,

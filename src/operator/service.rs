@@ -53,7 +53,11 @@ pub(super) fn start(
         changes.push(watcher(api, config.clone()).default_backoff().boxed());
     }
     for api in super::apis::<ConfigMap>(client, &options.scope) {
-        map_changes.push(watcher(api, config.clone().labels(CATALOG)).default_backoff().boxed());
+        map_changes.push(
+            watcher(api, config.clone().labels(CATALOG))
+                .default_backoff()
+                .boxed(),
+        );
     }
     let shelves = Shelves {
         services,

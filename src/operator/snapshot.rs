@@ -189,7 +189,9 @@ pub(super) async fn read(
     let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
     let mut found = Vec::new();
     for name in names {
-        let map = context.insist("read a snapshot", || maps.get_opt(name)).await;
+        let map = context
+            .insist("read a snapshot", || maps.get_opt(name))
+            .await;
         found.push((name.as_str(), map));
     }
     unpack(run, found)
@@ -208,7 +210,10 @@ fn unpack(run: &WorkflowRun, found: Vec<(&str, Option<ConfigMap>)>) -> Result<Pi
     let (mut program, mut params) = (Vec::new(), Vec::new());
     for (text, map) in found {
         let Some(name) = Name::of(text) else {
-            return lost("SnapshotBroken", format!("{text} is no name of such a copy"));
+            return lost(
+                "SnapshotBroken",
+                format!("{text} is no name of such a copy"),
+            );
         };
         let Some(map) = map else {
             return lost("SnapshotGone", format!("{text} is gone"));
@@ -313,10 +318,7 @@ pub(super) async fn template_from(
     read_template(&context.client, run).await
 }
 
-async fn read_template(
-    client: &Client,
-    run: &WorkflowRun,
-) -> Result<(String, String), Unresolved> {
+async fn read_template(client: &Client, run: &WorkflowRun) -> Result<(String, String), Unresolved> {
     let namespace = run.namespace().unwrap_or_default();
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
     let sources = &run.spec.template_from;
@@ -354,9 +356,8 @@ async fn read_template(
             first.config_map, first.key
         ),
     };
-    let text = join(&parts).map_err(|why| {
-        Unresolved::never("InvalidTemplate", format!("{name}: {why}"))
-    })?;
+    let text = join(&parts)
+        .map_err(|why| Unresolved::never("InvalidTemplate", format!("{name}: {why}")))?;
     Ok((name, text))
 }
 
@@ -443,11 +444,13 @@ impl<'a> Keeper<'a> {
         };
         if let Some(content) = content {
             let document = to_document(&pinned)?;
-            self.keep_all(&parcel::pack(content, &self.namespace, &document), &mut names)
-                .await?;
+            self.keep_all(
+                &parcel::pack(content, &self.namespace, &document),
+                &mut names,
+            )
+            .await?;
             // After a restart it is read from there: it must be the same now.
-            pinned = from_document(&document)
-                .map_err(|why| Unresolved::never("NotPinned", why))?;
+            pinned = from_document(&document).map_err(|why| Unresolved::never("NotPinned", why))?;
         }
         pinned.params = params;
         if let (Some(params), true) = (&pinned.params, has_config_maps(run)) {
@@ -553,7 +556,10 @@ impl<'a> Keeper<'a> {
                 Room::Full => {}
             }
         }
-        Err(Unresolved::wait("NotPinned", "there is no room for the snapshot"))
+        Err(Unresolved::wait(
+            "NotPinned",
+            "there is no room for the snapshot",
+        ))
     }
 }
 

@@ -148,7 +148,11 @@ pub fn shown(state: &RunState) -> impl Iterator<Item = NodeIx> + '_ {
 
 /// What a run waits for, in one line.
 #[must_use]
-pub fn message(graph: &Graph, state: &RunState, facts: &dyn Fn(NodeIx) -> Option<String>) -> String {
+pub fn message(
+    graph: &Graph,
+    state: &RunState,
+    facts: &dyn Fn(NodeIx) -> Option<String>,
+) -> String {
     const NAMED: usize = 3;
     let running: Vec<NodeIx> = state.running().collect();
     let list = |nodes: &[NodeIx]| {
@@ -247,7 +251,13 @@ pub fn events(ix: NodeIx, entry: &NodeStatus) -> Vec<Event> {
         if this.get() >= attempt.min(100) {
             break;
         }
-        events.push(end(ix, this, Ending::Lost("an earlier attempt was lost".to_owned()), Captured::default(), since));
+        events.push(end(
+            ix,
+            this,
+            Ending::Lost("an earlier attempt was lost".to_owned()),
+            Captured::default(),
+            since,
+        ));
         this = this.next();
     }
     let message = || entry.message.clone().unwrap_or_default();
@@ -266,7 +276,9 @@ pub fn events(ix: NodeIx, entry: &NodeStatus) -> Vec<Event> {
         }
         (Phase::Cancelled | Phase::Skipped, _) => {
             let cause = match entry.message.as_deref() {
-                Some(text) if text == crate::engine::state::cancelled(CancelCause::Timeout).message => {
+                Some(text)
+                    if text == crate::engine::state::cancelled(CancelCause::Timeout).message =>
+                {
                     CancelCause::Timeout
                 }
                 _ => CancelCause::Asked,

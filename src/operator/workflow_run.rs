@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ListParams};
 use kube::ResourceExt;
+use kube::api::{Api, ListParams};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
@@ -30,7 +30,9 @@ use crate::engine::state::{NodeState, RunState};
 use crate::engine::step::{Decision, Limits, Verdict, step};
 use crate::executor::pod::build::{build, decision_hash, pod_name};
 use crate::executor::pod::observe::{Known, PATIENCE, Seen, observe};
-use crate::executor::pod::{ANNOTATION_ATTEMPT, ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID, NODE};
+use crate::executor::pod::{
+    ANNOTATION_ATTEMPT, ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID, NODE,
+};
 
 use super::apply::{Answer, CallOff, Hand, Work};
 use super::context::Context;
@@ -126,11 +128,16 @@ async fn begin(
 }
 
 fn phase_of(run: &WorkflowRun) -> RunPhase {
-    run.status.as_ref().and_then(|status| status.phase).unwrap_or_default()
+    run.status
+        .as_ref()
+        .and_then(|status| status.phase)
+        .unwrap_or_default()
 }
 
 fn has_begun(run: &WorkflowRun) -> bool {
-    run.status.as_ref().is_some_and(|status| status.start_time.is_some())
+    run.status
+        .as_ref()
+        .is_some_and(|status| status.start_time.is_some())
 }
 
 /// What is known of a node's current attempt.
@@ -222,12 +229,17 @@ impl Actor {
         let now = context.clock.now();
         let recorded = self.run.status.clone().unwrap_or_default();
         let begun = recorded.start_time.as_ref().map(|time| time.0);
-        let mut events = vec![Event::RunStarted { at: begun.unwrap_or(now) }];
+        let mut events = vec![Event::RunStarted {
+            at: begun.unwrap_or(now),
+        }];
         let pages = match recorded.pages {
             Some(pages) if pages > 0 => self.pages(pages).await,
             _ => Vec::new(),
         };
-        let lists = pages.iter().flat_map(|page| &page.spec.nodes).chain(&recorded.nodes);
+        let lists = pages
+            .iter()
+            .flat_map(|page| &page.spec.nodes)
+            .chain(&recorded.nodes);
         let entries = status::merged(lists);
         let graph = self.graph();
         for (ix, node) in graph.iter() {
@@ -236,7 +248,10 @@ impl Actor {
             }
         }
         if let Some(cause) = recorded.cancel_cause {
-            events.push(Event::Cancelled { cause: cause.into(), at: now });
+            events.push(Event::Cancelled {
+                cause: cause.into(),
+                at: now,
+            });
         }
         self.fold(&events);
         self.wishes(now);
@@ -244,7 +259,11 @@ impl Actor {
             .into_iter()
             .map(|(name, entry)| (name.to_owned(), entry.clone()))
             .collect::<BTreeMap<String, NodeStatus>>();
-        let pods = if old { self.list_pods().await } else { Vec::new() };
+        let pods = if old {
+            self.list_pods().await
+        } else {
+            Vec::new()
+        };
         let found = self.adopt(pods, &entries);
         // Nodes that were begun, as far as the record goes, and whose pod is not there.
         let running: Vec<NodeIx> = self.state.running().collect();
@@ -252,7 +271,9 @@ impl Actor {
             if self.records.contains_key(&ix) {
                 continue;
             }
-            let NodeState::Running(running) = self.state.node(ix) else { continue };
+            let NodeState::Running(running) = self.state.node(ix) else {
+                continue;
+            };
             let attempt = running.attempt;
             let recorded = entries.get(graph.name(ix).as_str());
             let pod = recorded.and_then(|entry| entry.pod.as_ref());
@@ -278,10 +299,15 @@ impl Actor {
         let mut read = Vec::new();
         for index in 0..pages {
             let name = super::publish::page_name(&self.program.pods.uid, index);
-            let page = self.context.insist("read a page", || api.get_opt(&name)).await;
+            let page = self
+                .context
+                .insist("read a page", || api.get_opt(&name))
+                .await;
             let owner = self.run.metadata.uid.as_ref();
             read.extend(page.filter(|page| {
-                page.owner_references().iter().any(|it| Some(&it.uid) == owner)
+                page.owner_references()
+                    .iter()
+                    .any(|it| Some(&it.uid) == owner)
             }));
         }
         read
@@ -290,9 +316,12 @@ impl Actor {
     async fn list_pods(&self) -> Vec<Pod> {
         let namespace = self.run.namespace().unwrap_or_default();
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &namespace);
-        let params = ListParams::default()
-            .labels(&format!("{LABEL_RUN_UID}={}", self.program.pods.uid));
-        let list = self.context.insist("list the run's pods", || api.list(&params)).await;
+        let params =
+            ListParams::default().labels(&format!("{LABEL_RUN_UID}={}", self.program.pods.uid));
+        let list = self
+            .context
+            .insist("list the run's pods", || api.list(&params))
+            .await;
         list.items
     }
 
@@ -301,7 +330,9 @@ impl Actor {
         let graph = self.graph();
         let mut found = Vec::new();
         for pod in pods {
-            let Some((ix, attempt)) = self.whose(&pod) else { continue };
+            let Some((ix, attempt)) = self.whose(&pod) else {
+                continue;
+            };
             let uid = pod.metadata.uid.clone();
             let entry = entries.get(graph.name(ix).as_str());
             let recorded = entry
@@ -317,7 +348,11 @@ impl Actor {
             if *self.state.node(ix) == NodeState::Pending && attempt == Attempt::FIRST {
                 let created = pod.metadata.creation_timestamp.as_ref();
                 let at = created.map_or_else(|| self.context.clock.now(), |time| time.0);
-                self.fold(&[Event::Started { node: ix, attempt, at }]);
+                self.fold(&[Event::Started {
+                    node: ix,
+                    attempt,
+                    at,
+                }]);
             }
             let current = match self.state.node(ix) {
                 NodeState::Running(running) => running.attempt == attempt,
@@ -338,9 +373,9 @@ impl Actor {
 
     fn is_as_decided(&self, pod: &Pod, ix: NodeIx) -> bool {
         let owners = pod.owner_references();
-        let owned = owners.iter().any(|owner| {
-            owner.controller == Some(true) && owner.uid == self.program.pods.uid
-        });
+        let owned = owners
+            .iter()
+            .any(|owner| owner.controller == Some(true) && owner.uid == self.program.pods.uid);
         let said = pod.annotations().get(ANNOTATION_DECISION);
         let decided = decision_hash(&self.program.pods, self.program.graph.node(ix));
         owned && decided.is_ok_and(|decided| said == Some(&decided))
@@ -416,7 +451,10 @@ impl Actor {
     /// When to look again should nothing be heard.
     fn alarm(&self, wake: Option<Timestamp>) -> Option<Instant> {
         let now = self.context.clock.now();
-        let waiting = self.records.values().filter_map(|record| Some(record.waiting.as_ref()?.0));
+        let waiting = self
+            .records
+            .values()
+            .filter_map(|record| Some(record.waiting.as_ref()?.0));
         let first = waiting.chain(wake).min();
         let first = first.map(|at| {
             let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
@@ -473,7 +511,10 @@ impl Actor {
             events.push(Event::Suspended(suspend));
         }
         if self.run.spec.cancel == Some(true) && self.state.cancelled().is_none() {
-            events.push(Event::Cancelled { cause: CancelCause::Asked, at: now });
+            events.push(Event::Cancelled {
+                cause: CancelCause::Asked,
+                at: now,
+            });
         }
         self.fold(&events);
         // The status says of which version of the spec it is.
@@ -481,8 +522,14 @@ impl Actor {
     }
 
     fn observe_pod(&mut self, pod: &Pod) {
-        let Some((ix, attempt)) = self.whose(pod) else { return };
-        let Some(record) = self.records.get_mut(&ix).filter(|record| record.attempt == attempt) else {
+        let Some((ix, attempt)) = self.whose(pod) else {
+            return;
+        };
+        let Some(record) = self
+            .records
+            .get_mut(&ix)
+            .filter(|record| record.attempt == attempt)
+        else {
             // Of an attempt that is over and on record: the next was recorded before it began.
             self.hold(pod, self.recorded);
             return;
@@ -519,7 +566,11 @@ impl Actor {
                         self.publisher.touch_node(ix);
                     }
                 }
-                Seen::Waiting { reason, message, until } => {
+                Seen::Waiting {
+                    reason,
+                    message,
+                    until,
+                } => {
                     record.waits = Some((reason, message));
                     record.waiting = until.map(|until| (until, Box::new(pod.clone())));
                     if record.waits != before {
@@ -535,8 +586,14 @@ impl Actor {
         if let Some(uid) = &pod.metadata.uid {
             self.held.remove(uid);
         }
-        let Some((ix, attempt)) = self.whose(&pod) else { return };
-        let Some(record) = self.records.get_mut(&ix).filter(|record| record.attempt == attempt) else {
+        let Some((ix, attempt)) = self.whose(&pod) else {
+            return;
+        };
+        let Some(record) = self
+            .records
+            .get_mut(&ix)
+            .filter(|record| record.attempt == attempt)
+        else {
             return;
         };
         match &record.uid {
@@ -553,8 +610,17 @@ impl Actor {
 
     /// Asks the API server itself whether a node's pod is still there.
     fn look(&self, ix: NodeIx) {
-        if let Some(Record { attempt, name, uid: Some(uid), .. }) = self.records.get(&ix) {
-            let work = Work { node: ix, attempt: *attempt };
+        if let Some(Record {
+            attempt,
+            name,
+            uid: Some(uid),
+            ..
+        }) = self.records.get(&ix)
+        {
+            let work = Work {
+                node: ix,
+                attempt: *attempt,
+            };
             self.hand.look(work, name.clone(), uid.clone());
         }
     }
@@ -565,10 +631,12 @@ impl Actor {
         if let (true, Some(_), Some(uid)) =
             (held, &pod.metadata.deletion_timestamp, &pod.metadata.uid)
         {
-            let over = self.whose(pod).is_none_or(|(ix, attempt)| match self.state.node(ix) {
-                NodeState::Running(running) => running.attempt != attempt,
-                _ => true,
-            });
+            let over = self
+                .whose(pod)
+                .is_none_or(|(ix, attempt)| match self.state.node(ix) {
+                    NodeState::Running(running) => running.attempt != attempt,
+                    _ => true,
+                });
             if over {
                 let version = self.held.get(uid).map_or(version, |(first, _)| *first);
                 self.held.insert(uid.clone(), (version, pod.clone()));
@@ -602,7 +670,9 @@ impl Actor {
         let now = self.context.clock.now();
         match answer {
             Answer::Created(work, pod) => {
-                let Some(record) = self.current(&work) else { return };
+                let Some(record) = self.current(&work) else {
+                    return;
+                };
                 record.made = Made::There;
                 record.uid.clone_from(&pod.metadata.uid);
                 record.floor.admit(pod.metadata.resource_version.as_deref());
@@ -624,7 +694,9 @@ impl Actor {
                 }
             }
             Answer::NotYet(work, why) => {
-                let Some(record) = self.current(&work) else { return };
+                let Some(record) = self.current(&work) else {
+                    return;
+                };
                 let waits = Some(("NotCreated".to_owned(), why));
                 if record.waits != waits {
                     record.waits = waits;
@@ -633,7 +705,12 @@ impl Actor {
             }
             Answer::Refused(work, why) => {
                 if self.current(&work).is_some() {
-                    self.end(work.node, work.attempt, Outcome::silent(Ending::NotStarted(why)), now);
+                    self.end(
+                        work.node,
+                        work.attempt,
+                        Outcome::silent(Ending::NotStarted(why)),
+                        now,
+                    );
                 }
             }
             Answer::CalledOff(work) => {
@@ -642,7 +719,12 @@ impl Actor {
                     _ => None,
                 };
                 if let (Some(cause), true) = (cause, self.current(&work).is_some()) {
-                    self.end(work.node, work.attempt, Outcome::silent(Ending::Killed(cause)), now);
+                    self.end(
+                        work.node,
+                        work.attempt,
+                        Outcome::silent(Ending::Killed(cause)),
+                        now,
+                    );
                 }
             }
             Answer::Looked(work, Some(pod)) => {
@@ -655,7 +737,12 @@ impl Actor {
                     && matches!(self.state.node(work.node), NodeState::Running(_))
                 {
                     let message = "its pod is gone; somebody deleted it".to_owned();
-                    self.end(work.node, work.attempt, Outcome::silent(Ending::Lost(message)), now);
+                    self.end(
+                        work.node,
+                        work.attempt,
+                        Outcome::silent(Ending::Lost(message)),
+                        now,
+                    );
                 }
             }
             Answer::Stripped(uid) => {
@@ -704,7 +791,12 @@ impl Actor {
     fn observe_time(&mut self) {
         let now = self.context.clock.now();
         let due: Vec<Box<Pod>> = (self.records.values_mut())
-            .filter(|record| record.waiting.as_ref().is_some_and(|(until, _)| *until <= now))
+            .filter(|record| {
+                record
+                    .waiting
+                    .as_ref()
+                    .is_some_and(|(until, _)| *until <= now)
+            })
             .filter_map(|record| Some(record.waiting.take()?.1))
             .collect();
         for pod in due {
@@ -715,7 +807,12 @@ impl Actor {
     // fold: no client
 
     fn end(&mut self, node: NodeIx, attempt: Attempt, outcome: Outcome, at: Timestamp) {
-        self.fold(&[Event::Ended { node, attempt, outcome, at }]);
+        self.fold(&[Event::Ended {
+            node,
+            attempt,
+            outcome,
+            at,
+        }]);
     }
 
     fn fold(&mut self, events: &[Event]) {
@@ -751,7 +848,8 @@ impl Actor {
                     PodRetention::Never => false,
                 };
                 if let (false, Some(uid)) = (wanted, &record.uid) {
-                    self.unwanted.push((self.version, record.name.clone(), uid.clone()));
+                    self.unwanted
+                        .push((self.version, record.name.clone(), uid.clone()));
                 }
             }
         }
@@ -776,8 +874,11 @@ impl Actor {
                 self.heard = None;
                 return next.wake_at;
             }
-            let events: Vec<Event> =
-                next.decisions.iter().map(|decision| decision.event(now)).collect();
+            let events: Vec<Event> = next
+                .decisions
+                .iter()
+                .map(|decision| decision.event(now))
+                .collect();
             self.fold(&events);
             for decision in &next.decisions {
                 self.apply(decision);
@@ -814,10 +915,14 @@ impl Actor {
             return;
         }
         let now = self.context.clock.now();
-        let remaining = self.limits.timeout.zip(self.state.started_at()).map(|(timeout, start)| {
-            let gone = Duration::try_from(now.duration_since(start)).unwrap_or_default();
-            timeout.saturating_sub(gone)
-        });
+        let remaining = self
+            .limits
+            .timeout
+            .zip(self.state.started_at())
+            .map(|(timeout, start)| {
+                let gone = Duration::try_from(now.duration_since(start)).unwrap_or_default();
+                timeout.saturating_sub(gone)
+            });
         let graph = self.graph();
         match build(&self.program.pods, graph.node(ix), attempt, remaining) {
             Ok(pod) => {
@@ -832,7 +937,9 @@ impl Actor {
     }
 
     fn kill(&mut self, ix: NodeIx) {
-        let Some(record) = self.records.get(&ix) else { return };
+        let Some(record) = self.records.get(&ix) else {
+            return;
+        };
         let cause = match self.state.node(ix) {
             NodeState::Running(running) => running.killing,
             _ => None,
@@ -850,7 +957,12 @@ impl Actor {
     }
 
     fn delete(&self, ix: NodeIx) {
-        if let Some(Record { name, uid: Some(uid), .. }) = self.records.get(&ix) {
+        if let Some(Record {
+            name,
+            uid: Some(uid),
+            ..
+        }) = self.records.get(&ix)
+        {
             self.hand.delete(name.clone(), uid.clone(), None);
         }
     }
@@ -862,15 +974,17 @@ impl Actor {
             return;
         }
         let graph = self.graph();
-        let facts = |ix: NodeIx| self.records.get(&ix).map_or_else(PodFacts::default, |record| {
-            PodFacts {
-                pod: Some(PodReference {
-                    name: record.name.clone(),
-                    uid: record.uid.clone(),
-                }),
-                waits: record.waits.clone(),
-            }
-        });
+        let facts = |ix: NodeIx| {
+            self.records
+                .get(&ix)
+                .map_or_else(PodFacts::default, |record| PodFacts {
+                    pod: Some(PodReference {
+                        name: record.name.clone(),
+                        uid: record.uid.clone(),
+                    }),
+                    waits: record.waits.clone(),
+                })
+        };
         let view = View {
             graph: &graph,
             state: &self.state,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// Rooms from left to right.
 const ROOMS: [&str; 10] = [
-    "value", "engine", "template", "api", "catalog", "executor", "local", "operator", "server", "cli",
+    "value", "engine", "template", "api", "catalog", "executor", "local", "operator", "server",
+    "cli",
 ];
 
 /// Rooms without I/O, and what they may not name.

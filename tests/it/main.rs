@@ -18,6 +18,7 @@ mod layers;
 mod lease;
 mod nodes;
 mod operator_command;
+mod package;
 mod program;
 mod python;
 mod readme;

@@ -279,7 +279,9 @@ mod tests {
 
     fn named(parcels: &[Parcel]) -> Vec<(Name, ConfigMap)> {
         let parcels = parcels.iter();
-        parcels.map(|it| (name_of(&it.map).unwrap(), it.map.clone())).collect()
+        parcels
+            .map(|it| (name_of(&it.map).unwrap(), it.map.clone()))
+            .collect()
     }
 
     /// Bytes that nothing can make smaller.
@@ -352,7 +354,10 @@ mod tests {
         let missing_last = unpack(&found[1..]).unwrap_err();
         assert!(missing_last.contains("a part is missing"), "{missing_last}");
         let missing_first = unpack(&found[..2]).unwrap_err();
-        assert!(missing_first.contains("part 0 is missing"), "{missing_first}");
+        assert!(
+            missing_first.contains("part 0 is missing"),
+            "{missing_first}"
+        );
     }
 
     #[test]

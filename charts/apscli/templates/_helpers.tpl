@@ -1,0 +1,118 @@
+{{/* The release's full name; 52 characters leave room for endings. */}}
+{{- define "apscli.fullname" -}}
+{{- if contains "apscli" .Release.Name -}}
+{{ .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-apscli" .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- end -}}
+{{- end -}}
+
+{{- define "apscli.selector" -}}
+app.kubernetes.io/name: apscli
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end -}}
+
+{{- define "apscli.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
+{{ include "apscli.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: apscli
+{{/* Pods of runs say `apscli` here, so that this cannot be theirs. */ -}}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+{{- end -}}
+
+{{- define "apscli.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ .Values.serviceAccount.name | default (include "apscli.fullname" .) }}
+{{- else -}}
+{{ required "serviceAccount.name is needed where serviceAccount.create is false" .Values.serviceAccount.name }}
+{{- end -}}
+{{- end -}}
+
+{{/* An image with its digest or tag: list of the image's values and the chart's own version. */}}
+{{- define "apscli.image" -}}
+{{- $image := index . 0 -}}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $image.repository }}:{{ $image.tag | default (index . 1) }}
+{{- end -}}
+{{- end -}}
+
+{{- define "apscli.sharedNamespace" -}}
+{{ .Values.sharedNamespace | default .Release.Namespace }}
+{{- end -}}
+
+{{/* The namespaces that are served where the scope is not the cluster, as JSON. */}}
+{{- define "apscli.namespaces" -}}
+{{ .Values.namespaces | default (list .Release.Namespace) | uniq | sortAlpha | toJson }}
+{{- end -}}
+
+{{/* How containers of this chart run: the restricted standard and more. */}}
+{{- define "apscli.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65534
+runAsGroup: 65534
+fsGroup: 65534
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "apscli.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* What the operator does with runs and their pods, in each namespace that it serves. */}}
+{{- define "apscli.runRules" -}}
+- apiGroups: [apscli.dev]
+  resources: [workflowruns]
+  # Runs are deleted when their time to live is over.
+  verbs: [get, list, watch, delete]
+- apiGroups: [apscli.dev]
+  resources: [workflowruns/status]
+  verbs: [patch]
+- apiGroups: [apscli.dev]
+  resources: [workflowrunpages]
+  verbs: [create, get, list, watch, update, patch]
+- apiGroups: [""]
+  resources: [pods]
+  # Patched is the finalizer only.
+  verbs: [create, get, list, watch, delete, patch]
+- apiGroups: [""]
+  resources: [configmaps]
+  # What a run uses is kept in ConfigMaps, which further runs of the same are added to as owners.
+  verbs: [create, patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{ include "apscli.catalogueRules" . }}
+{{- end -}}
+
+{{/* Where services are found: in the run's namespace and in the shared one. */}}
+{{- define "apscli.catalogueRules" -}}
+- apiGroups: [apscli.dev]
+  resources: [services]
+  verbs: [get, list, watch]
+- apiGroups: [apscli.dev]
+  resources: [services/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [configmaps]
+  # Catalogues are told by a label, which a role cannot ask for.
+  verbs: [get, list, watch]
+{{- end -}}
+
+{{/* What takes finalizers off at uninstall. */}}
+{{- define "apscli.cleanupRules" -}}
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, patch]
+{{- end -}}
+
+{{- define "apscli.hook" -}}
+helm.sh/hook: post-delete
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}

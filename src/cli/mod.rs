@@ -56,7 +56,6 @@ enum Command {
     Crd(definitions::CrdArgs),
     /// Run workflows in a Kubernetes cluster, for as long as it is not stopped
     Operator(Box<operator::OperatorArgs>),
-<<<<<<< HEAD
     /// Run a template or a service in a Kubernetes cluster
     Submit(Box<remote::SubmitArgs>),
     /// Show the runs of a cluster, or the nodes of one
@@ -71,10 +70,8 @@ enum Command {
     Suspend(remote::NamedArgs),
     /// Let a suspended run of a cluster go on
     Resume(remote::NamedArgs),
-=======
     /// Make a Helm chart of a catalogue: its services, templates and scripts
     Package(package::PackageArgs),
->>>>>>> charts-work
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -127,7 +124,6 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Unregister(args) => catalogue::unregister(&context, &args),
         Command::Crd(args) => definitions::crd(&context, &args),
         Command::Operator(args) => operator::operator(&context, &args),
-<<<<<<< HEAD
         Command::Submit(args) => remote::submit(&context, &args),
         Command::Get(args) => remote::get(&context, &args),
         Command::Watch(args) => remote::watch(&context, &args),
@@ -135,9 +131,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Cancel(args) => remote::wish(&context, &args, remote::Wish::Cancel),
         Command::Suspend(args) => remote::wish(&context, &args, remote::Wish::Suspend),
         Command::Resume(args) => remote::wish(&context, &args, remote::Wish::Resume),
-=======
         Command::Package(args) => package::package(&context, &args),
->>>>>>> charts-work
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "apscli", &mut script);

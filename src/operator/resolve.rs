@@ -78,6 +78,10 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
         }
         None => pin(context, run).await?,
     };
+    if run.spec.executor.or(pinned.executor) == Some(ExecutorKind::Process) {
+        let message = "executor: `process` is not offered by this operator; expected `pod`";
+        return Err(Unresolved::never("ProcessNotAllowed", message));
+    }
     let template = template(run, &pinned)?;
     let params = params(run, &pinned)?;
     let graph = template
@@ -292,9 +296,4 @@ pub(super) fn limits(run: &WorkflowRun) -> Limits {
             Some(OnLost::Fail) | None => step::OnLost::Fail,
         },
     }
-}
-
-/// Whether a run asks for what is carried out beside the operator.
-pub(super) fn wants_process(run: &WorkflowRun, pinned: &Pinned) -> bool {
-    run.spec.executor.or(pinned.executor) == Some(ExecutorKind::Process)
 }

@@ -14,6 +14,7 @@ mod fuzz;
 mod journal;
 mod laws;
 mod layers;
+mod node;
 mod nodes;
 mod program;
 mod python;

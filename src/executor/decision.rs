@@ -154,17 +154,19 @@ pub fn replace_all(text: &mut String, values: &BTreeMap<String, String>) {
     let mut rest = text.as_str();
     while let Some((before, after, value)) = values
         .iter()
+        .filter(|(name, _)| !name.is_empty())
         .filter_map(|(name, value)| {
             let (before, after) = rest.split_once(name.as_str())?;
             Some((before, after, value))
         })
-        .min_by_key(|(before, ..)| before.len())
+        // Of two that begin at one place, the longer: what is left after it is shorter.
+        .min_by_key(|(before, after, _)| (before.len(), after.len()))
     {
         done.push_str(before);
         done.push_str(value);
         rest = after;
     }
-    if !done.is_empty() || rest.len() < text.len() {
+    if rest.len() < text.len() {
         done.push_str(rest);
         *text = done;
     }

@@ -24,6 +24,9 @@ pub const MIN_BUDGET: usize = 512;
 /// Most bytes of an outcome as JSON; a frame that claims more is refused.
 pub const DOCUMENT_LIMIT: usize = 1024 * 1024;
 
+/// Longest text in a frame, in bytes. Only what repeats itself a lot would come near it.
+pub const TEXT_LIMIT: usize = 64 * 1024;
+
 const NAME: &str = "apscli/";
 const VERSION: u32 = 1;
 const TAIL: &str = " /apscli\n";
@@ -59,7 +62,7 @@ pub enum FrameError {
 pub fn encode(outcome: &Outcome, budget: usize) -> String {
     let budget = budget.max(MIN_BUDGET);
     let fitting = |longest| Some(frame(&cut(outcome, longest)?)).filter(|f| f.len() <= budget);
-    let whole = largest(outcome);
+    let whole = largest(outcome).min(TEXT_LIMIT);
     if let Some(frame) = fitting(whole) {
         return frame;
     }
@@ -324,7 +327,7 @@ mod tests {
             assert!(read.captured.truncated.contains_key("message"));
         }
         let took = started.elapsed();
-        assert!(took.as_secs() < 20, "{took:?}");
+        assert!(took.as_secs() < 10, "{took:?}");
     }
 
     #[test]

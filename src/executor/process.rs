@@ -185,8 +185,17 @@ impl Prepared {
     }
 }
 
+/// The log that is this program's own standard output, as in a pod.
+pub const OWN_STDOUT: &str = "/dev/stdout";
+
 /// Opens a node's log so that what several processes write stands in the order of writing.
 pub fn open_log(path: &Path) -> Result<File, String> {
+    if path == Path::new(OWN_STDOUT) {
+        // Not by its name: it may be a pipe of somebody else's, which we may use but not open.
+        return (rustix::stdio::stdout().try_clone_to_owned())
+            .map(File::from)
+            .map_err(|error| format!("cannot write to standard output: {error}"));
+    }
     File::options()
         .append(true)
         .create(true)

@@ -17,6 +17,8 @@ def main():
         return "%s is %s: api nodes need CPython" % (here, sys.implementation.name)
     if "t" in sys.abiflags:
         return here + " is a free-threaded build: api nodes need one with the GIL"
+    if "musl" in getattr(sys.implementation, "_multiarch", ""):
+        return here + " is built on musl, as Alpine has it: api nodes need a Python on glibc, 2.28 or newer"
     try:
         from importlib import machinery, util
 

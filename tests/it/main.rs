@@ -16,6 +16,7 @@ mod journal;
 mod laws;
 mod layers;
 mod lease;
+mod node;
 mod nodes;
 mod operator_command;
 mod package;

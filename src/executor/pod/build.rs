@@ -190,10 +190,10 @@ pub fn build(
     attempt: Attempt,
     remaining: Option<Duration>,
 ) -> Result<Pod, BuildError> {
-    let secrets = secrets(run, node)?;
+    let secrets = secrets(run, node);
     let json = json(&work(run, node, &secrets), node)?;
     let (deadline, keeper) = deadline(run, node, remaining);
-    let Mounts {
+    let Parts {
         volumes,
         mounts,
         init,
@@ -294,7 +294,7 @@ pub fn build(
 
 /// The hash of an attempt's decision, as its pod's annotation `apscli.dev/decision` has it.
 pub fn decision_hash(run: &RunPods, node: &Node) -> Result<String, BuildError> {
-    let secrets = secrets(run, node)?;
+    let secrets = secrets(run, node);
     Ok(decision::hash(&json(&work(run, node, &secrets), node)?))
 }
 
@@ -330,9 +330,9 @@ struct Mounted<'a> {
 }
 
 /// The secret parameters that a node uses; no other is mounted into its pod.
-fn secrets<'a>(run: &'a RunPods, node: &Node) -> Result<Vec<Mounted<'a>>, BuildError> {
+fn secrets<'a>(run: &'a RunPods, node: &Node) -> Vec<Mounted<'a>> {
     if run.secrets.is_empty() {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     let said = Work::new(node.action.clone(), node.param.clone(), run.grace);
     let mut used = Vec::new();
@@ -347,7 +347,7 @@ fn secrets<'a>(run: &'a RunPods, node: &Node) -> Result<Vec<Mounted<'a>>, BuildE
             used.push(Mounted { it, token, file });
         }
     }
-    Ok(used)
+    used
 }
 
 /// When the kubelet ends the pod though nobody asks it to, in seconds, and whose time that is.
@@ -403,14 +403,15 @@ fn resources() -> ResourceRequirements {
     }
 }
 
-struct Mounts {
+/// The parts of a pod's spec that hang on what is mounted.
+struct Parts {
     volumes: Vec<Volume>,
     mounts: Vec<VolumeMount>,
     init: Option<Container>,
 }
 
-fn mounts(run: &RunPods, secrets: &[Mounted<'_>]) -> Result<Mounts, BuildError> {
-    let mut all = Mounts {
+fn mounts(run: &RunPods, secrets: &[Mounted<'_>]) -> Result<Parts, BuildError> {
+    let mut all = Parts {
         volumes: Vec::new(),
         mounts: Vec::new(),
         init: None,
@@ -572,4 +573,337 @@ fn shortened(name: &str) -> String {
         short.pop();
     }
     short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::spec::{Action, Cmd, EnvText};
+    use crate::value::{Place, Value};
+
+    fn node(name: &str) -> Node {
+        let cmd = Cmd {
+            program: EnvText::literal("./vm_allocation/b.sh"),
+            args: Vec::new(),
+            env: Vec::new(),
+        };
+        Node {
+            name: name.parse().unwrap(),
+            at: Place::NONE,
+            id: None,
+            prev_nodes: Vec::new(),
+            action: Action::Cmd(cmd),
+            action_shown: Value::Null,
+            param: vec![("ip".to_owned(), Value::from("10.6.1.110"))],
+            decision_expr: None,
+            timeout: None,
+        }
+    }
+
+    fn run() -> RunPods {
+        RunPods {
+            name: "vm-allocation-x7k2p".to_owned(),
+            uid: "0f7b1f0e-6a5c-4c3e-9d0a-2b8a4b8f6c11".to_owned(),
+            namespace: "default".to_owned(),
+            image: "ghcr.io/apscli/base:0.1.0".to_owned(),
+            delivery: Delivery::InImage,
+            scripts: Vec::new(),
+            secrets: Vec::new(),
+            overrides: PodOverrides::default(),
+            service_account: None,
+            token: false,
+            grace: Duration::from_secs(30),
+        }
+    }
+
+    fn pod(run: &RunPods, node: &Node) -> Pod {
+        build(run, node, Attempt::FIRST, None).unwrap()
+    }
+
+    fn work(pod: &Pod) -> Work {
+        let env = pod.spec.as_ref().unwrap().containers[0].env.as_ref();
+        Work::from_json(env.unwrap()[0].value.as_ref().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_simple_pod_is_small_and_always_the_same() {
+        let mut run = run();
+        run.scripts = vec![Scripts {
+            config_map: "apscli-0123456789abcdef".to_owned(),
+            path: String::new(),
+            mode: SCRIPT_MODE,
+            keys: vec!["b.sh".to_owned()],
+        }];
+        let json = serde_json::to_string(&pod(&run, &node("b"))).unwrap();
+        println!("a simple pod: {} bytes", json.len());
+        assert!(json.len() < 2500, "{} bytes: {json}", json.len());
+        assert_eq!(serde_json::to_string(&pod(&run, &node("b"))).unwrap(), json);
+        run.delivery = Delivery::InitCopy {
+            image: run.image.clone(),
+        };
+        let json = serde_json::to_string(&pod(&run, &node("b"))).unwrap();
+        println!("a pod with an init copy: {} bytes", json.len());
+        assert!(json.len() < 3500, "{} bytes: {json}", json.len());
+    }
+
+    #[test]
+    fn names_are_of_run_node_and_attempt_and_nothing_else() {
+        let name = |uid: &str, node: &str, attempt| pod_name(uid, &node.parse().unwrap(), attempt);
+        let first = name("u", "a", Attempt::FIRST);
+        // Known for ever: an upgraded operator must find the pods of the old one.
+        assert_eq!(first, "apscli-e4d890a65bb29e74cae62f4d05fb048b");
+        let second = Attempt::FIRST.next();
+        let others = [
+            name("u", "a", second),
+            name("u", "b", Attempt::FIRST),
+            name("ua", "a", Attempt::FIRST),
+            name("u", &"Ünï.x".repeat(60), Attempt::FIRST),
+        ];
+        for other in others {
+            assert_ne!(other, first);
+            assert_eq!(other.len(), 39);
+            let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            assert!(other.chars().all(valid), "{other}");
+        }
+        let long = node(&"A node/of: any name. ".repeat(10));
+        let mut run = run();
+        run.name = format!("{}.{}", "x".repeat(62), "y".repeat(100));
+        let metadata = pod(&run, &long).metadata;
+        let labels = metadata.labels.unwrap();
+        assert!(!labels.contains_key(NODE), "no label can hold that name");
+        assert_eq!(labels[LABEL_RUN], "x".repeat(62));
+        assert_eq!(metadata.annotations.unwrap()[NODE], long.name.as_str());
+    }
+
+    #[test]
+    fn a_pod_is_restricted_and_belongs_to_its_run() {
+        let pod = pod(&run(), &node("b"));
+        let owner = &pod.metadata.owner_references.as_ref().unwrap()[0];
+        assert_eq!(
+            (owner.controller, owner.block_owner_deletion),
+            (Some(true), None)
+        );
+        assert_eq!(owner.uid, run().uid);
+        assert_eq!(
+            pod.metadata.finalizers.as_deref(),
+            Some(&[FINALIZER.to_owned()][..])
+        );
+        let spec = pod.spec.as_ref().unwrap();
+        assert_eq!(spec.automount_service_account_token, Some(false));
+        let json = serde_json::to_value(spec).unwrap();
+        assert_eq!(
+            json["securityContext"],
+            serde_json::json!({"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
+                "seccompProfile": {"type": "RuntimeDefault"}})
+        );
+        assert_eq!(
+            json["containers"][0]["securityContext"],
+            serde_json::json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+                "capabilities": {"drop": ["ALL"]}})
+        );
+        assert_eq!(json["restartPolicy"], "Never");
+        assert_eq!(json["enableServiceLinks"], false);
+        assert_eq!(json["terminationGracePeriodSeconds"], 32);
+    }
+
+    #[test]
+    fn a_token_comes_only_with_an_account_and_only_where_asked_for() {
+        let mut run = run();
+        run.token = true;
+        let token = |run: &RunPods| {
+            let spec = pod(run, &node("b")).spec.unwrap();
+            spec.automount_service_account_token
+        };
+        assert_eq!(token(&run), Some(false), "not that of the default account");
+        run.service_account = Some("deployer".to_owned());
+        assert_eq!(token(&run), Some(true));
+        run.token = false;
+        assert_eq!(token(&run), Some(false));
+    }
+
+    #[test]
+    fn secrets_come_only_into_pods_of_nodes_that_use_them() {
+        let mut run = run();
+        let param = |param: &str, secret: &str| SecretParam {
+            param: param.to_owned(),
+            secret: secret.to_owned(),
+            key: "k".to_owned(),
+        };
+        run.secrets = vec![
+            param("pass\"word", "s1"),
+            param("other", "s2"),
+            param("unused", "s3"),
+        ];
+        let mut node = node("b");
+        let token = secret_token(&run.uid, "pass\"word");
+        let cmd = Cmd {
+            program: EnvText::literal("x"),
+            args: vec![EnvText::literal(secret_token(&run.uid, "other"))],
+            env: Vec::new(),
+        };
+        node.action = Action::Cmd(cmd);
+        node.param = vec![("p".to_owned(), Value::from(format!("a {token}")))];
+        let pod = pod(&run, &node);
+        let work = work(&pod);
+        let file = format!("{SECRETS}/_{}", decision::hash("pass\"word"));
+        assert_eq!(work.secrets[&token], file);
+        assert_eq!(work.secrets.len(), 2);
+        let json = serde_json::to_value(&pod.spec).unwrap();
+        let volumes = json["volumes"].as_array().unwrap();
+        let volume = volumes.iter().find(|volume| volume["name"] == "secrets");
+        let sources = &volume.unwrap()["projected"]["sources"];
+        assert_eq!(sources[0]["secret"]["name"], "s1");
+        assert_eq!(
+            sources[1]["secret"],
+            serde_json::json!({"name": "s2", "items": [{"key": "k", "path": "other"}]})
+        );
+        assert_eq!(sources.as_array().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn scripts_stand_in_one_read_only_folder() {
+        let mut run = run();
+        let scripts = |path: &str, mode| Scripts {
+            config_map: "c".to_owned(),
+            path: path.to_owned(),
+            mode,
+            keys: vec!["a.sh".to_owned()],
+        };
+        run.scripts = vec![
+            scripts("", SCRIPT_MODE),
+            scripts("lib/x", SCRIPT_MODE),
+            scripts("", 0o444),
+        ];
+        let spec = pod(&run, &node("b")).spec.unwrap();
+        let json = serde_json::to_value(&spec).unwrap();
+        let sources = &json["volumes"][2]["projected"]["sources"];
+        assert_eq!(sources[0], serde_json::json!({"configMap": {"name": "c"}}));
+        assert_eq!(
+            sources[1]["configMap"]["items"],
+            serde_json::json!([{"key": "a.sh", "path": "lib/x/a.sh"}])
+        );
+        assert_eq!(
+            sources[2]["configMap"]["items"],
+            serde_json::json!([{"key": "a.sh", "path": "a.sh", "mode": 0o444}])
+        );
+        let mount = &json["containers"][0]["volumeMounts"][2];
+        assert_eq!(
+            (&mount["mountPath"], &mount["readOnly"]),
+            (&SCRIPTS.into(), &true.into())
+        );
+        for wrong in ["/etc", "../x", "a/../b", "./a", "a/..b"] {
+            run.scripts = vec![scripts(wrong, SCRIPT_MODE)];
+            let error = build(&run, &node("b"), Attempt::FIRST, None).unwrap_err();
+            assert!(matches!(error, BuildError::ScriptPath { .. }), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_kubelet_keeps_the_earlier_deadline_and_the_pod_says_whose_it_is() {
+        let deadline = |timeout: Option<u64>, remaining: Option<u64>| {
+            let mut node = node("b");
+            node.timeout = timeout.map(Duration::from_millis);
+            let remaining = remaining.map(Duration::from_millis);
+            let pod = build(&run(), &node, Attempt::FIRST, remaining).unwrap();
+            let whose = pod.metadata.annotations.as_ref().unwrap();
+            let whose = whose.get(ANNOTATION_DEADLINE).cloned();
+            (pod.spec.unwrap().active_deadline_seconds, whose)
+        };
+        let is = |seconds, whose: &str| (Some(seconds), Some(whose.to_owned()));
+        assert_eq!(deadline(None, None), (None, None));
+        assert_eq!(deadline(Some(1500), None), is(37, "node"));
+        assert_eq!(deadline(Some(1500), Some(10_000)), is(15, "run"));
+        assert_eq!(deadline(Some(1500), Some(100_000)), is(37, "node"));
+        assert_eq!(deadline(None, Some(0)), is(5, "run"));
+        assert_eq!(
+            deadline(None, Some(u64::MAX)),
+            is(i64::from(i32::MAX), "run")
+        );
+    }
+
+    #[test]
+    fn what_is_left_of_the_runs_time_is_no_part_of_the_decision() {
+        let mut node = node("b");
+        node.timeout = Some(Duration::from_secs(60));
+        let hash = |remaining| {
+            let pod = build(&run(), &node, Attempt::FIRST, remaining).unwrap();
+            pod.metadata.annotations.unwrap()[ANNOTATION_DECISION].clone()
+        };
+        assert_eq!(hash(None), hash(Some(Duration::from_secs(1))));
+        assert_eq!(hash(None), decision_hash(&run(), &node).unwrap());
+        let pod = pod(&run(), &node);
+        assert_eq!(work(&pod).timeout_ms, Some(60_000));
+    }
+
+    #[test]
+    fn an_author_can_say_more_but_not_in_our_name() {
+        let mut run = run();
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            let pairs = pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+            pairs.collect()
+        };
+        run.overrides.labels = map(&[
+            ("team", "red"),
+            (LABEL_RUN_UID, "other"),
+            (MANAGER_LABEL, "me"),
+            ("x.apscli.dev/y", "z"),
+        ]);
+        run.overrides.annotations = map(&[(ANNOTATION_ATTEMPT, "9"), ("note", "n")]);
+        run.overrides.image_pull_secrets = vec!["pull".to_owned()];
+        let pod = pod(&run, &node("b"));
+        let labels = pod.metadata.labels.unwrap();
+        assert_eq!(
+            (labels["team"].as_str(), &labels[LABEL_RUN_UID]),
+            ("red", &run.uid)
+        );
+        assert_eq!(labels[MANAGER_LABEL], MANAGER);
+        assert!(!labels.contains_key("x.apscli.dev/y"));
+        let annotations = pod.metadata.annotations.unwrap();
+        assert_eq!(
+            (&*annotations[ANNOTATION_ATTEMPT], &*annotations["note"]),
+            ("1", "n")
+        );
+    }
+
+    #[test]
+    fn a_decision_too_large_for_an_environment_is_an_error_in_words() {
+        let mut node = node("big one");
+        node.param = vec![("p".to_owned(), Value::from("x".repeat(MAX_DECISION)))];
+        let error = build(&run(), &node, Attempt::FIRST, None).unwrap_err();
+        let words = error.to_string();
+        assert!(
+            words.contains("`big one`") && words.contains("98304"),
+            "{words}"
+        );
+        assert!(matches!(error, BuildError::TooLarge { bytes, .. } if bytes > MAX_DECISION));
+    }
+
+    #[test]
+    fn the_program_comes_by_copy_or_by_volume() {
+        let mut run = run();
+        run.delivery = Delivery::InitCopy {
+            image: "i".to_owned(),
+        };
+        let json = serde_json::to_value(pod(&run, &node("b")).spec).unwrap();
+        let init = &json["initContainers"][0];
+        assert_eq!(init["command"][2], init["volumeMounts"][0]["mountPath"]);
+        assert_eq!(
+            init["securityContext"],
+            json["containers"][0]["securityContext"]
+        );
+        let mount = &json["containers"][0]["volumeMounts"][2];
+        assert_eq!(
+            (&mount["mountPath"], &mount["readOnly"]),
+            (&BIN.into(), &true.into())
+        );
+        run.delivery = Delivery::ImageVolume {
+            image: "i".to_owned(),
+        };
+        let json = serde_json::to_value(pod(&run, &node("b")).spec).unwrap();
+        assert_eq!(json["volumes"][2]["image"]["reference"], "i");
+        let mount = &json["containers"][0]["volumeMounts"][2];
+        assert_eq!(mount["subPath"], "apscli/bin");
+    }
 }

@@ -408,7 +408,7 @@ mod tests {
     /// A stream of one frame.
     struct Once(Option<Pin<Box<dyn Future<Output = Frame> + Send>>>);
 
-    impl futures_core::Stream for Once {
+    impl futures::Stream for Once {
         type Item = Frame;
 
         fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Frame>> {

@@ -437,6 +437,7 @@ impl Holder {
             let Some(leadership) = leadership.upgrade().map(Leadership) else {
                 break None;
             };
+            let begun = Instant::now();
             match self.renew(deadline).await {
                 Renewal::Renewed(sent) => {
                     deadline = sent + self.timing.give_up;
@@ -449,7 +450,8 @@ impl Holder {
                 Renewal::Touched => next = Instant::now(),
                 Renewal::Failed(why) => {
                     warn!(lease = self.name, "the lease was not renewed: {why}");
-                    next = Instant::now() + self.timing.call / 5;
+                    // At once where the call itself took long.
+                    next = begun + self.timing.call / 5;
                 }
                 Renewal::Lost(why) => break Some(why),
             }

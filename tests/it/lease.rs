@@ -399,8 +399,8 @@ async fn a_renewal_whose_answer_was_lost_is_a_renewal() {
         shelf.log(),
         [
             "5.0 a PUT a 0 → 200",
-            "8.0 a PUT a 0 → 409",
-            "8.0 a GET → 200",
+            "7.5 a PUT a 0 → 409",
+            "7.5 a GET → 200",
             // Five seconds after the renewal was sent, which is long ago.
             "10.0 a PUT a 0 → 200",
             "15.0 a PUT a 0 → 200",

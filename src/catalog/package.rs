@@ -27,11 +27,28 @@ use super::files::{Catalogue, CatalogueError, Service};
 /// templates: an object may have 1.5 MiB in all.
 pub const MAX_OBJECT_BYTES: usize = 1 << 20;
 
-/// Most characters of a name that becomes a part of an object's name; those have 253.
-const MAX_NAME: usize = 180;
+/// How `Service` objects are called. The core kind of the same name may have 63 characters and no
+/// dots; ours may have more, but tools that look at the kind alone warn of it.
+const SERVICE_NAMES: Naming = Naming {
+    separator: '.',
+    joiner: "-",
+    longest: 54,
+};
+
+/// How folders are called in the names of ConfigMaps, which have 253 characters.
+const FOLDER_NAMES: Naming = Naming {
+    separator: '/',
+    joiner: ".",
+    longest: 180,
+};
 
 /// What stands in folders and is nobody's script.
 const LITTER: [&str; 5] = [".git", ".hg", ".svn", ".DS_Store", "__pycache__"];
+
+/// A byte order mark, which Helm takes off the files of a chart.
+const MARK: &[u8] = "\u{feff}".as_bytes();
+const MARKED: &str =
+    "begins with a byte order mark, which Helm drops; save it as UTF-8 without one";
 
 /// What is the same in all charts: path in the chart, and text.
 const SKELETON: [(&str, &str); 6] = [
@@ -391,6 +408,9 @@ impl<'a> Packer<'a> {
                 self.refuse_file(path, "is no UTF-8; expected a text".to_owned());
                 continue;
             };
+            if text.as_bytes().starts_with(MARK) {
+                self.refuse_file(path, MARKED.to_owned());
+            }
             match Template::read(&path.display().to_string(), &text).and_then(|template| {
                 template.graph(Filling::Later)?;
                 template.spec(Filling::Later)
@@ -564,6 +584,9 @@ impl<'a> Packer<'a> {
                 let Some(content) = self.read(&real) else {
                     continue;
                 };
+                if content.starts_with(MARK) {
+                    self.refuse_file(&path, MARKED.to_owned());
+                }
                 size += content.len();
                 let file = folder.join(name);
                 files.push(FileEntry {
@@ -589,7 +612,7 @@ impl<'a> Packer<'a> {
 
     /// What the chart's templates read.
     fn index(&mut self, found: &[Found]) -> Index {
-        let service_names = object_names(found.iter().map(|found| found.fqsn.as_str()), '.');
+        let service_names = SERVICE_NAMES.names(found.iter().map(|found| found.fqsn.as_str()));
         let mounts: Vec<Vec<(PathBuf, String)>> = found
             .iter()
             .map(|found| {
@@ -607,7 +630,7 @@ impl<'a> Packer<'a> {
             .map(|(path, _)| path.clone())
             .collect();
         let texts: Vec<String> = used.iter().map(|path| path.display().to_string()).collect();
-        let folder_names = object_names(texts.iter().map(String::as_str), '/');
+        let folder_names = FOLDER_NAMES.names(texts.iter().map(String::as_str));
         let name_of = |names: &BTreeMap<String, String>, text: &str| {
             names.get(text).cloned().unwrap_or_default()
         };
@@ -705,45 +728,59 @@ fn is_plain(content: &[u8]) -> bool {
     std::str::from_utf8(content).is_ok_and(|text| text.chars().all(is_harmless))
 }
 
-/// Names for objects: small letters, digits, `-` and dots, each another. A text that is alike to
-/// others but for what such names cannot tell gets a piece of its hash.
-fn object_names<'a>(
-    texts: impl Iterator<Item = &'a str>,
+/// How names are made for objects: small letters, digits and `-`, beginning with a letter.
+struct Naming {
+    /// What stands between the segments of a text.
     separator: char,
-) -> BTreeMap<String, String> {
-    let slugs: Vec<(&str, String)> = texts.map(|text| (text, slug(text, separator))).collect();
-    let mut seen = BTreeMap::new();
-    for (_, slug) in &slugs {
-        *seen.entry(slug.clone()).or_insert(0_usize) += 1;
-    }
-    let named = slugs.into_iter().map(|(text, slug)| {
-        let is_alone = seen.get(&slug) == Some(&1);
-        let name = if is_alone && slug.len() <= MAX_NAME {
-            slug
-        } else {
-            let cut: String = slug.chars().take(MAX_NAME).collect();
-            format!("{}-{}", cut.trim_end_matches(['-', '.']), short_hash(text))
-        };
-        (text.to_owned(), name)
-    });
-    named.collect()
+    /// What stands between those of its name.
+    joiner: &'static str,
+    /// Most characters, before a piece of hash.
+    longest: usize,
 }
 
-fn slug(text: &str, separator: char) -> String {
-    let segments = text.split(separator).map(|segment| {
-        let plain: String = segment
-            .chars()
-            .map(|c| match c.to_ascii_lowercase() {
-                c @ ('a'..='z' | '0'..='9') => c,
-                _ => '-',
-            })
-            .collect();
-        match plain.trim_matches('-') {
-            "" => "x".to_owned(),
-            plain => plain.to_owned(),
+impl Naming {
+    /// A name for each text, each another. A text that is alike to others but for what such names
+    /// cannot tell gets a piece of its hash.
+    fn names<'a>(&self, texts: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
+        let slugs: Vec<(&str, String)> = texts.map(|text| (text, self.slug(text))).collect();
+        let mut seen = BTreeMap::new();
+        for (_, slug) in &slugs {
+            *seen.entry(slug.clone()).or_insert(0_usize) += 1;
         }
-    });
-    segments.collect::<Vec<_>>().join(".")
+        let named = slugs.into_iter().map(|(text, slug)| {
+            let is_alone = seen.get(&slug) == Some(&1);
+            let name = if is_alone && slug.len() <= self.longest {
+                slug
+            } else {
+                let cut: String = slug.chars().take(self.longest).collect();
+                format!("{}-{}", cut.trim_end_matches(['-', '.']), short_hash(text))
+            };
+            (text.to_owned(), name)
+        });
+        named.collect()
+    }
+
+    fn slug(&self, text: &str) -> String {
+        let segments = text.split(self.separator).map(|segment| {
+            let plain: String = segment
+                .chars()
+                .map(|c| match c.to_ascii_lowercase() {
+                    c @ ('a'..='z' | '0'..='9') => c,
+                    _ => '-',
+                })
+                .collect();
+            match plain.trim_matches('-') {
+                "" => "x".to_owned(),
+                plain => plain.to_owned(),
+            }
+        });
+        let slug = segments.collect::<Vec<_>>().join(self.joiner);
+        if slug.starts_with(|c: char| c.is_ascii_digit()) {
+            format!("x{}{slug}", self.joiner)
+        } else {
+            slug
+        }
+    }
 }
 
 fn short_hash(text: &str) -> String {
@@ -764,24 +801,27 @@ mod tests {
             "oracle.peo.cloud.vm_allocation",
             "a.b_c",
             "a.b-c",
+            "a.b.c",
             "A._x_",
+            "9.1",
             &format!("a.{}", "y".repeat(300)),
         ];
-        let names = object_names(texts.into_iter(), '.');
-        assert_eq!(
-            names.get("oracle.peo.cloud.vm_allocation").unwrap(),
-            "oracle.peo.cloud.vm-allocation"
-        );
-        assert_eq!(names.get("A._x_").unwrap(), "a.x");
+        let names = SERVICE_NAMES.names(texts.into_iter());
+        let name = |text: &str| names.get(text).unwrap().as_str();
+        assert_eq!(name(texts[0]), "oracle-peo-cloud-vm-allocation");
+        assert_eq!((name("A._x_"), name("9.1")), ("a-x", "x-9-1"));
         let different: BTreeSet<&String> = names.values().collect();
         assert_eq!(different.len(), texts.len());
         for name in different {
-            assert!(name.len() <= 200, "{name}");
-            assert!(name.starts_with(|c: char| c.is_ascii_alphanumeric()));
-            assert!(name.ends_with(|c: char| c.is_ascii_alphanumeric()));
+            let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            assert!(name.len() <= 63 && name.chars().all(allowed), "{name}");
+            assert!(name.starts_with(|c: char| c.is_ascii_lowercase()));
+            assert!(!name.ends_with('-'));
         }
-        let alone = object_names(["a.b_c"].into_iter(), '.');
-        assert_eq!(alone.get("a.b_c").unwrap(), "a.b-c");
+        let alone = SERVICE_NAMES.names(["a.b_c"].into_iter());
+        assert_eq!(alone.get("a.b_c").unwrap(), "a-b-c");
+        let folder = FOLDER_NAMES.names(["a b/c_d"].into_iter());
+        assert_eq!(folder.get("a b/c_d").unwrap(), "a-b.c-d");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod package;
 pub mod printer;
 mod remote;
 mod run;
+mod strip;
 mod watch;
 
 use std::ffi::OsString;
@@ -72,6 +73,8 @@ enum Command {
     Resume(remote::NamedArgs),
     /// Make a Helm chart of a catalogue: its services, templates and scripts
     Package(package::PackageArgs),
+    /// Take the finalizer off the pods of runs, once no operator is left to do it
+    StripFinalizers(strip::StripArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -132,6 +135,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Suspend(args) => remote::wish(&context, &args, remote::Wish::Suspend),
         Command::Resume(args) => remote::wish(&context, &args, remote::Wish::Resume),
         Command::Package(args) => package::package(&context, &args),
+        Command::StripFinalizers(args) => strip::strip_finalizers(&context, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "apscli", &mut script);

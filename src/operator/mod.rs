@@ -25,6 +25,7 @@ mod service;
 mod snapshot;
 pub mod spans;
 pub mod status;
+pub mod strip;
 mod workflow_run;
 
 use std::sync::Arc;

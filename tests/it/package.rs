@@ -96,7 +96,7 @@ fn templates_and_scripts_are_kept_as_they_are() {
     assert_eq!(made, expected);
     let index = index(&place);
     let service = &index["services"][0];
-    assert_eq!(service["name"], "cat.svc");
+    assert_eq!(service["name"], "cat-svc");
     assert_eq!(service["defaultVersion"], "1");
     let scripts = serde_json::json!([
         {"folder": "svc", "path": ""},
@@ -129,7 +129,7 @@ fn services_share_the_folders_of_their_templates_and_no_others() {
     assert_eq!(scripts(1), r#"[{"folder":"svc","path":""}]"#);
     assert_eq!(scripts(2), scripts(1));
     assert_eq!(index["folders"].as_array().unwrap().len(), 2);
-    assert_eq!(index["services"][1]["name"], "cat.s-v-c");
+    assert_eq!(index["services"][1]["name"], "cat-s-v-c");
 
     let some = [
         "package", "meta", "-o", "chart", "--fqsn", "cat.s-v", "--name", "few",
@@ -256,6 +256,7 @@ fn versions_with_scripts_in_two_folders_are_refused() {
 fn a_broken_catalogue_is_refused() {
     let wrong = place(r#"{"a": {"action": {"type": "cmd"}}}"#);
     wrong.write("meta/broken.json", "{");
+    wrong.write("meta/svc/marked", "\u{feff}x");
     wrong.write(
         "meta/odd.json",
         r#"{"a b": {"workflow_template_path": "svc/1.template"},
@@ -268,6 +269,7 @@ fn a_broken_catalogue_is_refused() {
         "1.template:1:",
         "`odd.a b` is no fully qualified service name",
         "gone.template: cannot find it",
+        "svc/marked: begins with a byte order mark",
         "odd.d: its default version 9 is none of its versions",
     ] {
         assert!(said.contains(part), "{part} is not in:\n{said}");

@@ -105,11 +105,11 @@ capabilities:
   verbs: [get, list, watch]
 {{- end -}}
 
-{{/* What takes finalizers off at uninstall. */}}
+{{/* What takes finalizers off at uninstall; a pod that was changed meanwhile is got again. */}}
 {{- define "apscli.cleanupRules" -}}
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, patch]
+  verbs: [get, list, patch]
 {{- end -}}
 
 {{- define "apscli.hook" -}}

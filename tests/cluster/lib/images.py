@@ -42,7 +42,7 @@ def write_image(specification: pathlib.Path, output: pathlib.Path) -> str:
     """Writes the image that a TOML file tells of; returns its name and manifest digest."""
     try:
         told = tomllib.loads(specification.read_text())
-        name = told["name"]
+        name = os.path.expandvars(told["name"])
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise Trouble(f"{specification}: {error}") from None
     except KeyError as key:

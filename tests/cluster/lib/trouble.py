@@ -38,6 +38,8 @@ def need_tool(tool: str) -> str:
         return found
     if tool == "go":
         raise Trouble("go is not installed: install Go 1.26 or newer")
+    if tool == "cargo":
+        raise Trouble("cargo is not installed: install Rust 1.95 or newer, from rustup.rs")
     package = DEBIAN_PACKAGE_OF[tool]
     raise Trouble(f"{tool} is not installed: apt-get install {package} (or run tests/cluster/install-deps)")
 

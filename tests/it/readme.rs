@@ -5,6 +5,8 @@
 //!   looks like a template must pass `apscli validate` and be used by some command.
 //! - `<!-- run -->` is a transcript: `$ command` lines are run in order, by one shell, among the
 //!   files; what they print on stdout must be what the README says.
+//! - `<!-- run on a cluster -->` is a transcript too, for the test on real nodes
+//!   (`cluster::real::the_readmes_cluster_section`).
 //! - `<!-- not run: REASON -->` is only shown, and may not look like a template.
 //!
 //! A block without such a comment fails: no example goes untested by oversight.
@@ -33,6 +35,7 @@ const SLACK: f64 = 20.0;
 enum Role {
     File(String),
     Run,
+    RunOnCluster,
     Shown,
 }
 
@@ -53,6 +56,7 @@ fn role(comment: &str) -> Option<Role> {
         Some(("file", name)) => Some(Role::File(name.trim().to_owned())),
         Some(("not run", reason)) if !reason.trim().is_empty() => Some(Role::Shown),
         None if words == "run" => Some(Role::Run),
+        None if words == "run on a cluster" => Some(Role::RunOnCluster),
         _ => None,
     }
 }
@@ -94,7 +98,7 @@ fn blocks(text: &str) -> Result<Vec<Block>, String> {
                     "line {line}: a template must be a file, so that it is tested"
                 ));
             }
-            Role::Run if !text.starts_with("$ ") => {
+            Role::Run | Role::RunOnCluster if !text.starts_with("$ ") => {
                 return Err(format!("line {line}: a transcript begins with a command"));
             }
             _ => blocks.push(Block { line, role, text }),
@@ -171,6 +175,11 @@ fn same_word(expected: &str, actual: &str) -> bool {
             })
             .collect::<String>()
     };
+    // As kubectl has them.
+    let is_age = |word: &str| {
+        let shape = shape(word).replace('0', "");
+        word.len() > shape.len() && matches!(shape.as_str(), "s" | "ms" | "m")
+    };
     let is_time = |word: &str| {
         let shape = shape(word);
         matches!(shape.trim_matches(['"', ',']), "0000-00-00" | "00:00:00")
@@ -178,6 +187,7 @@ fn same_word(expected: &str, actual: &str) -> bool {
     match (seconds(expected), seconds(actual)) {
         (Some(expected), Some(actual)) => actual > expected - 0.15 && actual < expected + SLACK,
         _ if is_time(expected) => shape(expected) == shape(actual),
+        _ if is_age(expected) => is_age(actual),
         _ => expected == actual,
     }
 }
@@ -210,14 +220,21 @@ fn write_file(path: &Path, text: &str) {
     }
 }
 
+/// A shell for examples: it finds the `apscli` that was just built, and leaves nothing at home.
 fn shell(dir: &Path, script: &str) -> (bool, String, String) {
     let path = std::env::var("PATH").unwrap();
-    let output = Command::new("sh")
-        .args(["-c", script])
-        .current_dir(dir)
+    let mut command = Command::new("sh");
+    command
         .env("PATH", format!("{}:{path}", dir.join(".bin").display()))
         .env("XDG_STATE_HOME", dir.join(".state"))
-        .env_remove("APSCLI_METADATA")
+        .env_remove("APSCLI_METADATA");
+    answer(&mut command, dir, script)
+}
+
+fn answer(shell: &mut Command, dir: &Path, script: &str) -> (bool, String, String) {
+    let output = shell
+        .args(["-c", script])
+        .current_dir(dir)
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -261,13 +278,7 @@ fn every_example_does_what_the_readme_says() {
         }
     }
     for block in &transcripts {
-        let (succeeded, printed, said) = shell(dir.path(), &script(&block.text));
-        assert!(
-            succeeded && same(&block.text, &printed),
-            "line {}: the README says\n{}\nbut it printed\n{printed}\nand said\n{said}",
-            block.line,
-            block.text
-        );
+        compare(block, shell(dir.path(), &script(&block.text)));
     }
     // An extractor that finds nothing would pass all of the above.
     assert!(templates >= 3, "found {templates} templates");
@@ -276,6 +287,35 @@ fn every_example_does_what_the_readme_says() {
         "found {} transcripts",
         transcripts.len()
     );
+}
+
+fn compare(block: &Block, (succeeded, printed, said): (bool, String, String)) {
+    assert!(
+        succeeded && same(&block.text, &printed),
+        "line {}: the README says\n{}\nbut it printed\n{printed}\nand said\n{said}",
+        block.line,
+        block.text
+    );
+}
+
+/// Runs what needs a cluster, against the one that `tests/cluster/with` has lent: with its state
+/// and its programs, and with the cargo that builds.
+pub fn run_on_a_cluster() {
+    let dir = checkout();
+    symlink(Path::new(ROOT).join("tests"), dir.path().join("tests")).unwrap();
+    let mut ran = 0;
+    for block in blocks(README).unwrap() {
+        match &block.role {
+            Role::File(name) => write_file(&dir.path().join(name), &block.text),
+            Role::RunOnCluster => {
+                let script = script(&block.text);
+                compare(&block, answer(&mut Command::new("sh"), dir.path(), &script));
+                ran += 1;
+            }
+            Role::Run | Role::Shown => {}
+        }
+    }
+    assert!(ran >= 2, "found {ran} transcripts");
 }
 
 #[test]
@@ -313,6 +353,8 @@ fn every_option_of_the_program_is_in_the_readme() {
         "list",
         "register",
         "unregister",
+        "package",
+        "strip-finalizers",
         "completions",
     ] {
         assert!(
@@ -393,6 +435,9 @@ fn a_transcript_differs_where_it_matters() {
         "\"2026-01-01 10:00:00\",\n",
         "\"2031-12-24 23:59:59\",\n"
     ));
+    assert!(same("vm  5s\n", "vm  1m10s\n"));
+    assert!(!same("vm  5s\n", "vm  s\n"));
+    assert!(!same("vm  5s\n", "vm  5\n"));
     assert!(!same("a  Succeeded   2.0\n", "a  Succeeded   1.0\n"));
     assert!(!same("a  Succeeded   2.0\n", "a  Failed      2.0\n"));
     assert!(!same("ip: 10.6.1.110\n", "ip: 10.6.1.111\n"));

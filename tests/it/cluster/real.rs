@@ -43,3 +43,10 @@ async fn a_restricted_pod_runs_and_its_log_can_be_read() {
     let log = pods.logs("scripted", &LogParams::default()).await.unwrap();
     assert_eq!(log, "to the log\n");
 }
+
+/// Builds, loads and installs everything, as a newcomer would.
+#[test]
+#[ignore = "needs a cluster with real nodes and root: tests/cluster/with --nodes real"]
+fn the_readmes_cluster_section() {
+    crate::readme::run_on_a_cluster();
+}

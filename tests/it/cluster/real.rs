@@ -3,8 +3,10 @@
 
 use std::process::Command;
 
+use apscli::api::service::Service;
+use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::LogParams;
+use kube::api::{ListParams, LogParams, PostParams};
 
 use super::{client, ended, namespace, pod};
 
@@ -44,9 +46,34 @@ async fn a_restricted_pod_runs_and_its_log_can_be_read() {
     assert_eq!(log, "to the log\n");
 }
 
-/// Builds, loads and installs everything, as a newcomer would.
-#[test]
+/// Builds, loads and installs everything as a newcomer would, and uninstalls the operator: then its
+/// finalizer is off, and what is no pod of its own stays.
+#[tokio::test]
 #[ignore = "needs a cluster with real nodes and root: tests/cluster/with --nodes real"]
-fn the_readmes_cluster_section() {
+async fn the_readmes_cluster_section() {
+    let client = client(KUBECONFIG).await;
     crate::readme::run_on_a_cluster();
+
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace(&client).await);
+    let mut held = pod("held", "docker.io/apscli/none:1", "true", &[]);
+    held.metadata.labels = Some(
+        [(
+            "app.kubernetes.io/managed-by".to_owned(),
+            "apscli".to_owned(),
+        )]
+        .into(),
+    );
+    held.metadata.finalizers = Some(vec!["apscli.dev/result".to_owned()]);
+    pods.create(&PostParams::default(), &held).await.unwrap();
+    let uninstalled = Command::new("helm")
+        .args(["uninstall", "apscli", "--namespace", "apscli", "--wait"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&uninstalled.stderr);
+    assert!(uninstalled.status.success(), "{told}");
+    let held = pods.get("held").await.unwrap();
+    assert_eq!(held.metadata.finalizers, None);
+    let services: Api<Service> = Api::namespaced(client, "apscli");
+    let services = services.list(&ListParams::default()).await.unwrap();
+    assert_eq!(services.items.len(), 1, "services went with the operator");
 }

@@ -3,6 +3,8 @@
 //! A watch may lag behind the answers to our own calls. Acting on an object older than the one we
 //! have just written would undo what we know, so such events are dropped. Resource versions of one
 //! kind are ordered numbers (Kubernetes KEP-5504).
+//!
+//! Must not compare versions of different objects.
 
 /// The newest version of one object that is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -135,9 +135,11 @@ impl Shelf {
         if code < 400 {
             (code, value)
         } else {
+            // The client asks for the reason, and for the code only where it knows none.
+            let reason = if code == 404 { "NotFound" } else { "Conflict" };
             (
                 code,
-                json!({"kind": "Status", "code": code, "message": "as scripted"}),
+                json!({"kind": "Status", "code": code, "reason": reason, "message": "as scripted"}),
             )
         }
     }

@@ -313,6 +313,7 @@ fn every_option_of_the_program_is_in_the_readme() {
         "list",
         "register",
         "unregister",
+        "crd",
         "completions",
     ] {
         assert!(

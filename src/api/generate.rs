@@ -167,7 +167,9 @@ fn write_scalar(text: &mut String, json: &Json) {
         Json::String(it) => text.push_str(&scalar_text(it)),
         // A bound of a schema is a float in the derive's types, and mostly whole.
         Json::Number(it) => match it.as_f64() {
-            Some(number) if number.fract() == 0.0 => text.push_str(&format!("{number:.0}")),
+            Some(number) if number.fract() == 0.0 => {
+                let _ = write!(text, "{number:.0}");
+            }
             _ => text.push_str(&it.to_string()),
         },
         // True, false, null and what is empty look the same in both.
@@ -188,5 +190,65 @@ fn scalar_text(text: &str) -> String {
         text.to_owned()
     } else {
         Json::from(text).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::to_value;
+    use crate::value::json::Dialect;
+    use crate::value::{Format, read};
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let whole = json!({
+            "empty": {}, "none": [], "null": null, "yes": true, "on": "on", "word": "two words",
+            "texts": [
+                "", " ", "a ", " a", "a: b", "a #b", "- a", "- ", "null", "True", "1.10", "0x1", "~",
+                "'", "\"", "\\", "a\nb", "é", "{a}", "[a]", "&a", "*a", "!a", "%a", "@a", "`a`", "a:",
+                "x,", "?", "|", ">", "=", "2026-01-01", "a, b; (c).",
+            ],
+            "lists": [[1, [2, []]], [{"a": [{"b": 1, "c": {"d": "e"}}]}, {}]],
+            "numbers": [0, -1, 0.5, 100_000],
+            "a: key": {"": 1, "- ": {"y": "n"}},
+        });
+        let text = yaml(&whole);
+        let tree = read(&text, Format::Yaml, Dialect::Strict);
+        let tree = tree.map(crate::value::Tree::into_value);
+        assert_eq!(tree.as_ref(), Ok(&to_value(&whole)), "{text}");
+    }
+
+    #[test]
+    fn it_looks_as_people_write_it() {
+        let list = json!([{"name": "a", "of": ["b", {"c": 1.0}]}]);
+        assert_eq!(
+            yaml(&json!({"spec": {"list": list, "text": "words: too"}})),
+            "spec:\n  list:\n  - name: a\n    of:\n    - b\n    - c: 1\n  text: \"words: too\"\n"
+        );
+    }
+
+    #[test]
+    fn a_schema_is_tidied_but_its_fields_stay() {
+        let mut schema = json!({
+            "description": "One\n line.\n\nTwo.", "title": "T", "default": {},
+            "properties": {
+                "default": {"type": "integer", "format": "uint64", "default": 1, "nullable": true},
+                "title": {"type": "array", "items": {"format": "int32", "title": "x"}},
+            },
+            "additionalProperties": {"format": "double"},
+        });
+        tidy(&mut schema);
+        let expected = json!({
+            "description": "One line.\n\nTwo.",
+            "properties": {
+                "default": {"type": "integer"},
+                "title": {"type": "array", "items": {"format": "int32"}},
+            },
+            "additionalProperties": {},
+        });
+        assert_eq!(schema, expected);
     }
 }

@@ -10,6 +10,10 @@
     clippy::doc_markdown,
     reason = "`kubectl explain` prints the comments on fields as they are"
 )]
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "columns of one type are no mistake"
+)]
 
 pub mod condition;
 pub mod generate;

@@ -7,9 +7,11 @@
     reason = "in tests a panic is the report"
 )]
 
+mod api;
 mod bad_input;
 mod catalogue;
 mod cluster;
+mod crd;
 mod example;
 mod fuzz;
 mod journal;

@@ -1,6 +1,8 @@
 //! What needs a control plane but no containers: pods end as their annotations say. Must not name
 //! an image that has to exist.
 
+mod crd;
+
 use kube::Api;
 
 use super::{client, ended, namespace, pod};

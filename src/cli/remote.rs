@@ -50,12 +50,7 @@ pub(super) struct SubmitArgs {
     #[command(flatten)]
     place: Place,
     /// The template to run
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with = "fqsn",
-        required_unless_present = "fqsn"
-    )]
+    #[arg(long, value_name = "FILE", conflicts_with = "fqsn", required_unless_present = "fqsn")]
     template: Option<PathBuf>,
     /// The service to run, as `oracle.peo.cloud.vm_allocation`
     #[arg(long)]
@@ -154,17 +149,9 @@ impl Cluster {
     }
 
     async fn run(&self, name: &str) -> Result<WorkflowRun, Failure> {
-        let found = self
-            .api::<WorkflowRun>()
-            .get_opt(name)
-            .await
-            .map_err(said)?;
+        let found = self.api::<WorkflowRun>().get_opt(name).await.map_err(said)?;
         found.ok_or_else(|| {
-            format!(
-                "there is no run `{name}` in the namespace `{}`",
-                self.namespace
-            )
-            .into()
+            format!("there is no run `{name}` in the namespace `{}`", self.namespace).into()
         })
     }
 
@@ -180,9 +167,7 @@ impl Cluster {
             .into_iter()
             .filter(|page| {
                 let owners = page.owner_references();
-                owners
-                    .iter()
-                    .any(|owner| Some(&owner.uid) == run.metadata.uid.as_ref())
+                owners.iter().any(|owner| Some(&owner.uid) == run.metadata.uid.as_ref())
             })
             .collect();
         pages.sort_by_key(|page| page.spec.index);
@@ -230,9 +215,7 @@ pub(super) fn submit(context: &Context, args: &SubmitArgs) -> Result<ExitCode, F
         let cluster = Cluster::find(&args.place).await?;
         let run = create(&cluster, args, spec, template).await?;
         let name = run.name_any();
-        context
-            .printer
-            .data(&format!("workflowrun.apscli.dev/{name}"));
+        context.printer.data(&format!("workflowrun.apscli.dev/{name}"));
         if args.watch {
             follow(context, &cluster, &name).await
         } else {
@@ -250,9 +233,7 @@ fn read_template(path: &std::path::Path, params: &Params) -> Result<String, Fail
 }
 
 fn object(params: &Params) -> Option<Object> {
-    let members = params
-        .iter()
-        .map(|(name, value)| (name.clone(), api::from_value(value)));
+    let members = params.iter().map(|(name, value)| (name.clone(), api::from_value(value)));
     (!params.is_empty()).then(|| members.collect())
 }
 
@@ -288,11 +269,7 @@ async fn create(
         spec,
         status: None,
     };
-    let run = cluster
-        .api()
-        .create(&PostParams::default(), &run)
-        .await
-        .map_err(said)?;
+    let run = cluster.api().create(&PostParams::default(), &run).await.map_err(said)?;
     let owner = run.controller_owner_ref(&());
     for (index, part) in parts.into_iter().enumerate() {
         let map = ConfigMap {
@@ -305,11 +282,7 @@ async fn create(
             binary_data: Some(BTreeMap::from([("template".to_owned(), ByteString(part))])),
             ..ConfigMap::default()
         };
-        cluster
-            .api()
-            .create(&PostParams::default(), &map)
-            .await
-            .map_err(said)?;
+        cluster.api().create(&PostParams::default(), &map).await.map_err(said)?;
     }
     Ok(run)
 }
@@ -328,13 +301,7 @@ fn parts(text: &str) -> Vec<Vec<u8>> {
 fn object_name(text: &str) -> String {
     let kept: String = text
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '-'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .take(40)
         .collect();
     match kept.trim_matches('-') {
@@ -348,29 +315,16 @@ fn suffix() -> Result<String, Failure> {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut bytes = [0_u8; 5];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    let letter = |byte: u8| {
-        LETTERS
-            .get(usize::from(byte) % LETTERS.len())
-            .copied()
-            .unwrap_or(b'x')
-    };
-    Ok(bytes
-        .into_iter()
-        .map(|byte| char::from(letter(byte)))
-        .collect())
+    let letter = |byte: u8| LETTERS.get(usize::from(byte) % LETTERS.len()).copied().unwrap_or(b'x');
+    Ok(bytes.into_iter().map(|byte| char::from(letter(byte))).collect())
 }
 
 pub(super) fn get(context: &Context, args: &GetArgs) -> Result<ExitCode, Failure> {
     block_on(async {
         let cluster = Cluster::find(&args.place).await?;
         let Some(name) = &args.name else {
-            let runs = cluster
-                .api::<WorkflowRun>()
-                .list(&ListParams::default())
-                .await;
-            let mut rows = vec![columns([
-                "NAME", "SERVICE", "PHASE", "PROGRESS", "DURATION", "MESSAGE",
-            ])];
+            let runs = cluster.api::<WorkflowRun>().list(&ListParams::default()).await;
+            let mut rows = vec![columns(["NAME", "SERVICE", "PHASE", "PROGRESS", "DURATION", "MESSAGE"])];
             rows.extend(runs.map_err(said)?.iter().map(row));
             context.printer.data(&aligned(&rows));
             return Ok(ExitCode::SUCCESS);
@@ -379,9 +333,7 @@ pub(super) fn get(context: &Context, args: &GetArgs) -> Result<ExitCode, Failure
         let nodes = cluster.nodes(&run).await?;
         match args.output {
             Output::Json => {
-                context
-                    .printer
-                    .data(&serde_json::to_string_pretty(&result(&run, &nodes))?);
+                context.printer.data(&serde_json::to_string_pretty(&result(&run, &nodes))?);
             }
             Output::Table => context.printer.data(&node_table(&nodes)),
         }
@@ -396,19 +348,14 @@ fn result(run: &WorkflowRun, nodes: &[NodeStatus]) -> serde_json::Value {
         .iter()
         .map(|node| {
             let mut result = serde_json::Map::new();
-            let code = node
-                .return_code
-                .map_or_else(|| json!("N/A"), |code| json!(code));
+            let code = node.return_code.map_or_else(|| json!("N/A"), |code| json!(code));
             result.insert("return_code".to_owned(), code);
             let mut put = |name: &str, value: Option<serde_json::Value>| {
                 if let Some(value) = value {
                     result.insert(name.to_owned(), value);
                 }
             };
-            put(
-                "exit_code",
-                node.exit_code.filter(|code| *code != 0).map(Into::into),
-            );
+            put("exit_code", node.exit_code.filter(|code| *code != 0).map(Into::into));
             put("signal", node.signal.map(Into::into));
             put("output", node.output.clone());
             put("err_msg", node.err_msg.clone());
@@ -450,9 +397,7 @@ fn row(run: &WorkflowRun) -> Vec<String> {
 fn node_table(nodes: &[NodeStatus]) -> String {
     let mut rows = vec![columns(["NODE", "PHASE", "CODE", "POD", "MESSAGE"])];
     rows.extend(nodes.iter().map(|node| {
-        let code = node
-            .return_code
-            .map_or_else(|| "N/A".to_owned(), |code| code.to_string());
+        let code = node.return_code.map_or_else(|| "N/A".to_owned(), |code| code.to_string());
         let pod = node.pod.as_ref().map(|pod| pod.name.clone());
         vec![
             node.name.clone(),
@@ -520,15 +465,9 @@ async fn follow(context: &Context, cluster: &Cluster, name: &str) -> Result<Exit
             last = line;
         }
         if phase.is_final() {
-            context
-                .printer
-                .data(&node_table(&cluster.nodes(&run).await?));
+            context.printer.data(&node_table(&cluster.nodes(&run).await?));
             let success = phase == RunPhase::Succeeded;
-            return Ok(if success {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            });
+            return Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
     }
     Err("the watch of the run ended".into())
@@ -564,11 +503,7 @@ async fn log(context: &Context, cluster: &Cluster, pod: &str, follow: bool) -> R
         container: Some(crate::executor::pod::CONTAINER.to_owned()),
         ..LogParams::default()
     };
-    let stream = cluster
-        .api::<Pod>()
-        .log_stream(pod, &params)
-        .await
-        .map_err(said)?;
+    let stream = cluster.api::<Pod>().log_stream(pod, &params).await.map_err(said)?;
     let mut lines = stream.lines();
     while let Some(line) = lines.try_next().await? {
         context.printer.data(&line);
@@ -596,21 +531,14 @@ pub(super) fn wish(context: &Context, args: &NamedArgs, wish: Wish) -> Result<Ex
     block_on(async {
         let cluster = Cluster::find(&args.place).await?;
         let run = cluster.run(&args.name).await?;
-        let phase = run
-            .status
-            .and_then(|status| status.phase)
-            .unwrap_or_default();
+        let phase = run.status.and_then(|status| status.phase).unwrap_or_default();
         if phase.is_final() {
             return Err(format!("the run `{}` is over already: {phase}", args.name).into());
         }
         let patch = Patch::Merge(json!({"spec": spec}));
         let runs = cluster.api::<WorkflowRun>();
-        runs.patch(&args.name, &PatchParams::default(), &patch)
-            .await
-            .map_err(said)?;
-        context
-            .printer
-            .say(&format!("the run {} {word}", args.name));
+        runs.patch(&args.name, &PatchParams::default(), &patch).await.map_err(said)?;
+        context.printer.say(&format!("the run {} {word}", args.name));
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -220,7 +220,7 @@ impl Hand {
         let (hand, pod) = (self.clone(), pod.clone());
         tokio::spawn(async move {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
-            strip(&hand.context, &hand.pods, pod).await;
+            strip(&hand.pods, pod, Some(&hand.context)).await;
             hand.answer(Answer::Stripped(uid));
         });
     }
@@ -252,8 +252,9 @@ pub(super) async fn delete(context: &Context, pods: &Api<Pod>, name: &str, uid: 
     }
 }
 
-/// Takes our finalizer off a pod, however long it takes.
-pub(super) async fn strip(context: &Context, pods: &Api<Pod>, mut pod: Pod) {
+/// Takes our finalizer off a pod, however long it takes; among the writes in flight of `context`,
+/// where there is one.
+pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<&Context>) {
     let name = pod.name_any();
     for tries in 0.. {
         let finalizers: Vec<&String> = pod
@@ -270,7 +271,10 @@ pub(super) async fn strip(context: &Context, pods: &Api<Pod>, mut pod: Pod) {
             }
         });
         let answer = {
-            let _slot = context.write_slot().await;
+            let _slot = match context {
+                Some(context) => context.write_slot().await,
+                None => None,
+            };
             pods.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch))
                 .await
         };

@@ -478,7 +478,7 @@ impl Hub {
                 return;
             }
             let pods = Api::namespaced(context.client.clone(), &namespace);
-            apply::strip(&context, &pods, pod).await;
+            apply::strip(&pods, pod, Some(&context)).await;
         });
     }
 

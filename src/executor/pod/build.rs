@@ -202,9 +202,9 @@ pub fn build(
     let own = |map: &BTreeMap<String, String>| -> BTreeMap<String, String> {
         let is_ours = |name: &str| {
             name == MANAGER_LABEL
-                || name
-                    .split_once('/')
-                    .is_some_and(|(prefix, _)| prefix == GROUP)
+                || name.split_once('/').is_some_and(|(prefix, _)| {
+                    prefix == GROUP
+                })
         };
         (map.iter())
             .filter(|(name, _)| !is_ours(name))

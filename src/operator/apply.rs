@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
@@ -63,8 +64,8 @@ impl CallOff {
         self.0.0.load(Ordering::Acquire)
     }
 
-    async fn pause(&self, length: Duration) {
-        let _ = tokio::time::timeout(length, self.0.1.notified()).await;
+    async fn called_off(&self) {
+        self.0.1.notified().await;
     }
 }
 
@@ -74,6 +75,9 @@ pub(super) struct Hand {
     context: Arc<Context>,
     pods: Api<Pod>,
     answers: UnboundedSender<Answer>,
+    /// How many creates of this run are in flight: as many as of all runs may be, so that no more
+    /// of them stand in line before another run's.
+    creates: Arc<Semaphore>,
 }
 
 impl Hand {
@@ -83,10 +87,12 @@ impl Hand {
         answers: UnboundedSender<Answer>,
     ) -> Self {
         let pods = Api::namespaced(context.client.clone(), namespace);
+        let creates = Arc::new(Semaphore::new(context.options.max_writes.get()));
         Self {
             context,
             pods,
             answers,
+            creates,
         }
     }
 
@@ -96,6 +102,7 @@ impl Hand {
     }
 
     /// Creates a pod; answers with `Created`, `Refused` or `CalledOff`, and with `NotYet` before.
+    /// Once nobody listens the run is gone, and nothing more is tried.
     /// `since`: when the news came that this attempt was waiting for.
     pub(super) fn create(
         &self,
@@ -117,8 +124,10 @@ impl Hand {
                         Ok(None)
                     };
                     match found {
-                        Ok(None) => return hand.answer(Answer::CalledOff(work)),
-                        Ok(Some(found)) => return hand.answer(Answer::Created(work, found)),
+                        Ok(Some(found)) if is_ours(&found, &pod) => {
+                            return hand.answer(Answer::Created(work, found));
+                        }
+                        Ok(_) => return hand.answer(Answer::CalledOff(work)),
                         Err(_) => {
                             tokio::time::sleep(pause(tries)).await;
                             tries += 1;
@@ -127,7 +136,14 @@ impl Hand {
                     }
                 }
                 let answer = {
+                    let _turn = hand.creates.acquire().await;
                     let _slot = hand.context.write_slot().await;
+                    if hand.answers.is_closed() {
+                        return;
+                    }
+                    if call_off.is_called_off() {
+                        continue;
+                    }
                     if let Some(since) = since.take() {
                         hand.context.metrics.handed_off(since.elapsed());
                     }
@@ -161,7 +177,11 @@ impl Hand {
                     },
                 };
                 hand.answer(Answer::NotYet(work.clone(), why));
-                call_off.pause(pause(tries)).await;
+                tokio::select! {
+                    () = tokio::time::sleep(pause(tries)) => {}
+                    () = call_off.called_off() => {}
+                    () = hand.answers.closed() => return,
+                }
                 tries += 1;
             }
         });
@@ -174,33 +194,9 @@ impl Hand {
     }
 
     /// Deletes the pod with this UID; answers with nothing: its end comes by the watch.
-    pub(super) fn delete(&self, name: String, uid: String, grace: Option<u32>) {
+    pub(super) fn delete(&self, name: String, uid: String) {
         let hand = self.clone();
-        tokio::spawn(async move {
-            let params = DeleteParams {
-                grace_period_seconds: grace,
-                preconditions: Some(Preconditions {
-                    uid: Some(uid),
-                    resource_version: None,
-                }),
-                ..DeleteParams::default()
-            };
-            for tries in 0.. {
-                let answer = {
-                    let _slot = hand.context.write_slot().await;
-                    hand.pods.delete(&name, &params).await
-                };
-                match answer {
-                    Ok(_) => return,
-                    // Gone, or another pod by now.
-                    Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => return,
-                    Err(error) => {
-                        tracing::warn!(pod = name, %error, "cannot delete a pod yet");
-                        tokio::time::sleep(pause(tries)).await;
-                    }
-                }
-            }
-        });
+        tokio::spawn(async move { delete(&hand.context, &hand.pods, &name, uid).await });
     }
 
     /// Looks whether the pod with this UID is still there; answers with `Looked`.
@@ -224,14 +220,41 @@ impl Hand {
         let (hand, pod) = (self.clone(), pod.clone());
         tokio::spawn(async move {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
-            strip(&hand.pods, pod).await;
+            strip(&hand.pods, pod, Some(&hand.context)).await;
             hand.answer(Answer::Stripped(uid));
         });
     }
 }
 
-/// Takes our finalizer off a pod, however long it takes.
-pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod) {
+/// Deletes the pod with this UID, with its own grace, however long it takes.
+pub(super) async fn delete(context: &Context, pods: &Api<Pod>, name: &str, uid: String) {
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(uid),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    for tries in 0.. {
+        let answer = {
+            let _slot = context.write_slot().await;
+            pods.delete(name, &params).await
+        };
+        match answer {
+            Ok(_) => return,
+            // Gone, or another pod by now.
+            Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => return,
+            Err(error) => {
+                tracing::warn!(pod = name, %error, "cannot delete a pod yet");
+                tokio::time::sleep(pause(tries)).await;
+            }
+        }
+    }
+}
+
+/// Takes our finalizer off a pod, however long it takes; among the writes in flight of `context`,
+/// where there is one.
+pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<&Context>) {
     let name = pod.name_any();
     for tries in 0.. {
         let finalizers: Vec<&String> = pod
@@ -247,9 +270,14 @@ pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod) {
                 "finalizers": finalizers,
             }
         });
-        let answer = pods
-            .patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch))
-            .await;
+        let answer = {
+            let _slot = match context {
+                Some(context) => context.write_slot().await,
+                None => None,
+            };
+            pods.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch))
+                .await
+        };
         match answer {
             Ok(_) => return,
             Err(kube::Error::Api(status)) if status.code == 404 => return,
@@ -289,7 +317,8 @@ fn is_ours(found: &Pod, wanted: &Pod) -> bool {
         && decision(found) == decision(wanted)
 }
 
-fn pause(tries: u32) -> Duration {
+/// How long to wait after so many tries.
+pub(super) fn pause(tries: u32) -> Duration {
     let first = Duration::from_millis(100);
     first.saturating_mul(1 << tries.min(10)).min(LONGEST_PAUSE)
 }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -12,14 +13,42 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use kube::core::error_boundary::InvalidObject;
 use kube::{Client, Resource, ResourceExt};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::api::workflow_run::{RunPhase, WorkflowRun};
 use crate::catalog::cluster::{self, Found, NotFound};
-use crate::local::Clock;
 
 use super::metrics::Metrics;
 use super::options::Options;
 use super::service::Shelves;
+
+/// The time, as the runtime's own clock has it: it never runs backwards, and is whole microseconds
+/// because a status can hold no finer ones.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock {
+    wall: Timestamp,
+    start: Instant,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            wall: Timestamp::now(),
+            start: Instant::now(),
+        }
+    }
+}
+
+impl Clock {
+    /// Now.
+    pub(super) fn now(&self) -> Timestamp {
+        let now = self
+            .wall
+            .checked_add(self.start.elapsed())
+            .unwrap_or(Timestamp::MAX);
+        Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+    }
+}
 
 /// Who reports events.
 const REPORTER: &str = "apscli.dev/operator";
@@ -41,7 +70,7 @@ pub(super) struct Context {
 impl Context {
     /// A place among the writes in flight.
     pub(super) async fn write_slot(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
-        let since = tokio::time::Instant::now();
+        let since = Instant::now();
         // The semaphore is never closed.
         let slot = self.writes.acquire().await.ok();
         self.metrics.queued(since.elapsed());
@@ -107,15 +136,13 @@ impl Context {
         }
     }
 
-    /// Tells the world of a run's move from one phase to another: counted, logged, one Event.
+    /// Tells the world of a run's move from one phase to another: logged, one Event.
     pub(super) fn announce(&self, before: &WorkflowRun, after: &WorkflowRun) {
         let phase = |run: &WorkflowRun| run.status.as_ref().and_then(|status| status.phase);
         let (from, to) = (phase(before), phase(after));
         if from == to {
             return;
         }
-        self.metrics
-            .run_moved(from.map(RunPhase::as_str), to.map(RunPhase::as_str));
         let Some(to) = to else { return };
         let status = after.status.as_ref();
         let said = status.and_then(|status| status.message.clone());
@@ -184,13 +211,13 @@ impl Context {
             "metadata": {"resourceVersion": invalid.metadata.resource_version},
             "status": {
                 "phase": RunPhase::Error.as_str(),
-                "message": message,
+                "message": &message,
                 "completionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now),
                 "conditions": [{
                     "type": crate::api::condition::FAILED,
                     "status": "True",
                     "reason": "Unreadable",
-                    "message": message,
+                    "message": &message,
                     "lastTransitionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now),
                 }],
             },
@@ -198,6 +225,17 @@ impl Context {
         tokio::spawn(async move {
             let params = kube::api::PatchParams::default();
             let patch = kube::api::Patch::Merge(patch);
+            match runs.get_opt(&name).await {
+                // An earlier operator has said so.
+                Ok(Some(now)) => {
+                    let said = now.data.pointer("/status/message");
+                    if said.and_then(serde_json::Value::as_str) == Some(&*message) {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(_) => {}
+            }
             if let Err(error) = runs.patch_status(&name, &params, &patch).await {
                 tracing::warn!(name, %error, "cannot say of a run that it cannot be read");
             }

@@ -2,11 +2,12 @@
 //!
 //! One task owns the table of live runs. It knows nothing of what a run does with its news. What
 //! no live run claims, it tends to itself: pods that are being deleted and whose run is over or
-//! gone get their finalizer taken off, and runs that are past their time to live are deleted.
+//! gone get their finalizer taken off, pods that still run after their run is over are deleted, and
+//! so are runs that are past their time to live.
 //!
 //! Must not decide anything about a run, nor wait for the API server.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use kube::{Resource, ResourceExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use crate::api::workflow_run::WorkflowRun;
+use crate::api::workflow_run::{RunPhase, WorkflowRun};
 use crate::executor::pod::{FINALIZER, LABEL_RUN_UID};
 
 use super::context::Context;
@@ -33,6 +34,9 @@ const WATCH_SECONDS: u32 = 30;
 
 /// How long the hub may stand still before it counts as dead.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// How many runs that are no more are remembered.
+const REMEMBERED: usize = 1000;
 
 /// What a run is told.
 #[derive(Debug)]
@@ -49,17 +53,44 @@ pub(super) enum News {
     Listed(Arc<BTreeSet<String>>),
 }
 
+/// Which of the places that are watched: a list of one says nothing of another.
+pub(super) type Place = usize;
+
 /// What the watches say.
 pub(super) enum Incoming {
-    Run(Event<DeserializeGuard<WorkflowRun>>),
-    Pod(Event<Pod>),
-    /// A run's task has come to its end, with the run as it is then where it is over.
-    Over(String, Option<Arc<WorkflowRun>>),
+    Run(Place, Event<DeserializeGuard<WorkflowRun>>),
+    Pod(Place, Event<Pod>),
+    /// A run's task has come to its end, with the run as it is then where it is over, and with
+    /// the news that it has not read.
+    Over(String, Option<Arc<WorkflowRun>>, UnboundedReceiver<News>),
+}
+
+/// A run that exists.
+struct Known {
+    place: Place,
+    /// As its status has it, for the count of runs.
+    phase: RunPhase,
+    /// Of a run that cannot be read, the version of its spec for which that was said.
+    unreadable: Option<Option<i64>>,
 }
 
 /// A live run.
 struct Live {
+    place: Place,
     inbox: UnboundedSender<News>,
+}
+
+/// What is known of one place.
+#[derive(Default)]
+struct Lists {
+    /// Pods that were listed since a list began.
+    pods: Option<BTreeSet<String>>,
+    /// Runs, likewise.
+    runs: Option<BTreeSet<String>>,
+    pods_listed: bool,
+    runs_listed: bool,
+    /// Pods that came before the runs were known.
+    early: Vec<News>,
 }
 
 /// A run that is over and will be deleted.
@@ -73,17 +104,14 @@ struct Expiring {
 
 pub(super) struct Hub {
     context: Arc<Context>,
+    known: BTreeMap<String, Known>,
     live: BTreeMap<String, Live>,
     /// Runs that exist and are over, with when they expire.
     over: BTreeMap<String, Option<Expiring>>,
     expiring: BTreeSet<Expiring>,
-    /// Pods that were listed since a list began.
-    listing: Option<BTreeSet<String>>,
-    listing_runs: Option<BTreeSet<String>>,
-    runs_listed: bool,
-    pods_listed: bool,
-    /// Pods that came before the runs were known.
-    early: Vec<News>,
+    /// The last runs that are no more: their pods may still be there.
+    gone: VecDeque<String>,
+    lists: BTreeMap<Place, Lists>,
     done: UnboundedSender<Incoming>,
     pulse: Pulse,
     runs_needed: Need,
@@ -111,22 +139,67 @@ where
         })
 }
 
+/// Drives a run to its end. Should its task break down, it is taken up from its record, as after a
+/// restart: that must neither stop the others nor leave it for dead.
+async fn unbroken(
+    context: &Arc<Context>,
+    mut run: Arc<WorkflowRun>,
+    mut old: bool,
+    news: &mut UnboundedReceiver<News>,
+) -> Option<Arc<WorkflowRun>> {
+    let namespace = run.namespace().unwrap_or_default();
+    for tries in 0.. {
+        let work = workflow_run::drive(Arc::clone(context), Arc::clone(&run), old, news);
+        let work = std::panic::AssertUnwindSafe(work);
+        if let Ok(over) = futures::FutureExt::catch_unwind(work).await {
+            return over;
+        }
+        tracing::error!("the run's task broke down; this is a bug of apscli");
+        tokio::time::sleep(apply::pause(tries + 3)).await;
+        let runs: Api<WorkflowRun> = Api::namespaced(context.client.clone(), &namespace);
+        let name = run.name_any();
+        let now = context
+            .insist("read a run again", || runs.get_opt(&name))
+            .await?;
+        if now.metadata.uid != run.metadata.uid {
+            return None;
+        }
+        run = Arc::new(now);
+        old = true;
+    }
+    None
+}
+
+/// Whether a pod was made for this run, as far as that can be told.
+fn is_of(pod: &Pod, run_uid: &str) -> bool {
+    let mut owners = pod.owner_references().iter();
+    owners.any(|owner| owner.controller == Some(true) && owner.uid == run_uid)
+        && pod.finalizers().iter().any(|it| it == FINALIZER)
+}
+
+fn has_ended(pod: &Pod) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 impl Hub {
     pub(super) fn new(
         context: Arc<Context>,
         health: &Health,
+        places: usize,
     ) -> (Self, UnboundedReceiver<Incoming>) {
         let (done, finished) = unbounded_channel();
         let hub = Self {
             context,
+            known: BTreeMap::new(),
             live: BTreeMap::new(),
             over: BTreeMap::new(),
             expiring: BTreeSet::new(),
-            listing: None,
-            listing_runs: None,
-            runs_listed: false,
-            pods_listed: false,
-            early: Vec::new(),
+            gone: VecDeque::new(),
+            lists: (0..places).map(|place| (place, Lists::default())).collect(),
             done,
             pulse: health.pulse("the hub", SILENCE),
             runs_needed: health.needs("the list of runs"),
@@ -165,44 +238,55 @@ impl Hub {
                 }
             };
             match news {
-                Incoming::Run(event) => self.on_run(event),
-                Incoming::Pod(event) => self.on_pod(event),
-                Incoming::Over(uid, run) => {
+                Incoming::Run(place, event) => self.on_run(place, event),
+                Incoming::Pod(place, event) => self.on_pod(place, event),
+                Incoming::Over(uid, run, mut unread) => {
                     self.live.remove(&uid);
-                    if let Some(run) = run {
+                    if let Some(run) = run.filter(|_| self.known.contains_key(&uid)) {
                         self.is_over(uid, &run);
+                    }
+                    while let Ok(news) = unread.try_recv() {
+                        if let News::Pod(pod) = news {
+                            self.tend(&pod);
+                        }
                     }
                 }
             }
         }
     }
 
-    fn on_run(&mut self, event: Event<DeserializeGuard<WorkflowRun>>) {
+    fn on_run(&mut self, place: Place, event: Event<DeserializeGuard<WorkflowRun>>) {
         match event {
-            Event::Init => self.listing_runs = Some(BTreeSet::new()),
+            Event::Init => self.lists.entry(place).or_default().runs = Some(BTreeSet::new()),
             Event::InitApply(run) => {
-                if let (Some(listing), Some(uid)) = (&mut self.listing_runs, &run.meta().uid) {
+                let lists = self.lists.entry(place).or_default();
+                if let (Some(listing), Some(uid)) = (&mut lists.runs, &run.meta().uid) {
                     listing.insert(uid.clone());
                 }
-                self.run_applied(run, !self.runs_listed);
+                self.run_applied(place, run, true);
             }
             Event::InitDone => {
-                let listed = self.listing_runs.take().unwrap_or_default();
-                let known = self.live.keys().chain(self.over.keys());
+                let lists = self.lists.entry(place).or_default();
+                let listed = lists.runs.take().unwrap_or_default();
+                lists.runs_listed = true;
+                let early = std::mem::take(&mut lists.early);
+                let known = self.known.iter().filter(|(_, known)| known.place == place);
                 let gone: Vec<String> = known
+                    .map(|(uid, _)| uid)
                     .filter(|uid| !listed.contains(*uid))
                     .cloned()
                     .collect();
                 for uid in gone {
                     self.run_gone(&uid);
                 }
-                self.runs_listed = true;
-                self.runs_needed.met();
-                for news in std::mem::take(&mut self.early) {
-                    self.pod_news(news);
+                if self.lists.values().all(|lists| lists.runs_listed) {
+                    self.runs_needed.met();
+                }
+                for news in early {
+                    self.pod_news(place, news);
                 }
             }
-            Event::Apply(run) => self.run_applied(run, false),
+            Event::Apply(run) => self.run_applied(place, run, false),
             Event::Delete(run) => {
                 if let Some(uid) = run.meta().uid.clone() {
                     self.run_gone(&uid);
@@ -211,102 +295,170 @@ impl Hub {
         }
     }
 
-    /// `old`: the run was there before this operator looked, so somebody may have begun it.
-    fn run_applied(&mut self, run: DeserializeGuard<WorkflowRun>, old: bool) {
+    /// `listed`: the run was there before this operator looked, so somebody may have begun it.
+    fn run_applied(&mut self, place: Place, run: DeserializeGuard<WorkflowRun>, listed: bool) {
+        let Some(uid) = run.meta().uid.clone() else {
+            return;
+        };
+        let known = self.known.entry(uid.clone()).or_insert_with(|| {
+            self.context
+                .metrics
+                .run_moved(None, Some(RunPhase::Pending.as_str()));
+            Known {
+                place,
+                phase: RunPhase::Pending,
+                unreadable: None,
+            }
+        });
         let run = match run.0 {
             Ok(run) => Arc::new(run),
             Err(invalid) => {
-                self.context.refuse_unreadable(&invalid);
+                // Said once: the saying itself makes news. Of a run that was begun, its own task
+                // knows better.
+                let generation = invalid.metadata.generation;
+                let is_new = known.unreadable.replace(generation) != Some(generation);
+                let begun = self.live.contains_key(&uid) || self.over.contains_key(&uid);
+                if is_new && !begun && invalid.metadata.deletion_timestamp.is_none() {
+                    self.context.refuse_unreadable(&invalid);
+                }
                 return;
             }
         };
-        let Some(uid) = run.metadata.uid.clone() else {
-            return;
-        };
+        let status = run.status.as_ref();
+        let phase = status.and_then(|status| status.phase).unwrap_or_default();
+        let before = std::mem::replace(&mut known.phase, phase);
+        self.context
+            .metrics
+            .run_moved(Some(before.as_str()), Some(phase.as_str()));
         if let Some(live) = self.live.get(&uid) {
             let _ = live.inbox.send(News::Run(run));
             return;
         }
-        let status = run.status.as_ref();
-        let over = self.over.contains_key(&uid);
-        if status.is_some_and(|status| status.phase.is_some_and(|phase| phase.is_final())) {
+        if phase.is_final() {
             self.is_over(uid, &run);
             return;
         }
         // What is over stays over: a watch may still show an earlier state.
-        if over || run.metadata.deletion_timestamp.is_some() {
+        if self.over.contains_key(&uid) || run.metadata.deletion_timestamp.is_some() {
             return;
         }
-        let (inbox, news) = unbounded_channel();
+        let begun = status.is_some_and(|status| status.start_time.is_some());
+        self.begin(place, uid, run, listed || begun);
+    }
+
+    fn begin(&mut self, place: Place, uid: String, run: Arc<WorkflowRun>, old: bool) {
+        let (inbox, mut news) = unbounded_channel();
         let (context, done) = (Arc::clone(&self.context), self.done.clone());
         let span = tracing::info_span!("run", namespace = run.namespace(), name = run.name_any());
         let task = uid.clone();
         tokio::spawn(tracing::Instrument::instrument(
             async move {
-                // A run that breaks down must not stop the others, nor be left for dead.
-                let work =
-                    std::panic::AssertUnwindSafe(workflow_run::drive(context, run, old, news));
-                let over = futures::FutureExt::catch_unwind(work)
-                    .await
-                    .unwrap_or_else(|_| {
-                        tracing::error!("the run's task broke down; this is a bug of apscli");
-                        None
-                    });
-                let _ = done.send(Incoming::Over(task, over));
+                let over = unbroken(&context, run, old, &mut news).await;
+                let _ = done.send(Incoming::Over(task, over, news));
             },
             span,
         ));
-        self.live.insert(uid, Live { inbox });
+        self.live.insert(uid, Live { place, inbox });
     }
 
     fn run_gone(&mut self, uid: &str) {
+        if let Some(known) = self.known.remove(uid) {
+            self.context
+                .metrics
+                .run_moved(Some(known.phase.as_str()), None);
+        }
         if let Some(live) = self.live.remove(uid) {
             let _ = live.inbox.send(News::Gone);
         }
         if let Some(Some(expiring)) = self.over.remove(uid) {
             self.expiring.remove(&expiring);
         }
-    }
-
-    fn on_pod(&mut self, event: Event<Pod>) {
-        match event {
-            Event::Init => self.listing = Some(BTreeSet::new()),
-            Event::InitApply(pod) => {
-                if let (Some(listing), Some(uid)) = (&mut self.listing, &pod.metadata.uid) {
-                    listing.insert(uid.clone());
-                }
-                self.pod_news(News::Pod(Box::new(pod)));
-            }
-            Event::InitDone => {
-                let listed = Arc::new(self.listing.take().unwrap_or_default());
-                if self.pods_listed {
-                    for live in self.live.values() {
-                        let _ = live.inbox.send(News::Listed(Arc::clone(&listed)));
-                    }
-                }
-                self.pods_listed = true;
-                self.pods_needed.met();
-            }
-            Event::Apply(pod) => self.pod_news(News::Pod(Box::new(pod))),
-            Event::Delete(pod) => self.pod_news(News::PodGone(Box::new(pod))),
+        self.gone.push_back(uid.to_owned());
+        if self.gone.len() > REMEMBERED {
+            self.gone.pop_front();
         }
     }
 
-    fn pod_news(&mut self, news: News) {
+    fn on_pod(&mut self, place: Place, event: Event<Pod>) {
+        match event {
+            Event::Init => self.lists.entry(place).or_default().pods = Some(BTreeSet::new()),
+            Event::InitApply(pod) => {
+                let lists = self.lists.entry(place).or_default();
+                if let (Some(listing), Some(uid)) = (&mut lists.pods, &pod.metadata.uid) {
+                    listing.insert(uid.clone());
+                }
+                self.pod_news(place, News::Pod(Box::new(pod)));
+            }
+            Event::InitDone => {
+                let lists = self.lists.entry(place).or_default();
+                let listed = Arc::new(lists.pods.take().unwrap_or_default());
+                if std::mem::replace(&mut lists.pods_listed, true) {
+                    for live in self.live.values().filter(|live| live.place == place) {
+                        let _ = live.inbox.send(News::Listed(Arc::clone(&listed)));
+                    }
+                }
+                if self.lists.values().all(|lists| lists.pods_listed) {
+                    self.pods_needed.met();
+                }
+            }
+            Event::Apply(pod) => self.pod_news(place, News::Pod(Box::new(pod))),
+            Event::Delete(pod) => self.pod_news(place, News::PodGone(Box::new(pod))),
+        }
+    }
+
+    fn pod_news(&mut self, place: Place, news: News) {
         let (News::Pod(pod) | News::PodGone(pod)) = &news else {
             return;
         };
         let Some(uid) = pod.labels().get(LABEL_RUN_UID) else {
             return;
         };
+        let lists = self.lists.entry(place).or_default();
         if let Some(live) = self.live.get(uid) {
             let _ = live.inbox.send(news);
-        } else if !self.runs_listed {
+        } else if !lists.runs_listed {
             // Whether its run lives is not known yet.
-            self.early.push(news);
+            lists.early.push(news);
         } else if let News::Pod(pod) = news {
-            self.strip_unclaimed(&pod);
+            self.tend(&pod);
         }
+    }
+
+    /// A pod that no live run claims.
+    fn tend(&self, pod: &Pod) {
+        if pod.metadata.deletion_timestamp.is_some() {
+            self.strip_unclaimed(pod);
+        } else {
+            self.reap(pod);
+        }
+    }
+
+    /// A pod of a run that is over, and that has not ended: its creation was in doubt when the
+    /// run was called off, and came to pass all the same; or its run could not go on.
+    fn reap(&self, pod: &Pod) {
+        let uid = pod.labels().get(LABEL_RUN_UID).cloned().unwrap_or_default();
+        if !self.over.contains_key(&uid) || !is_of(pod, &uid) || has_ended(pod) {
+            return;
+        }
+        let context = Arc::clone(&self.context);
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let pod_uid = pod.uid();
+        tokio::spawn(async move {
+            // The watch of pods may lag behind: what has ended stays, for its log.
+            let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+            let now = context
+                .insist("look at a pod", || pods.get_opt(&name))
+                .await;
+            if let Some(now) = now
+                && now.uid() == pod_uid
+                && is_of(&now, &uid)
+                && !has_ended(&now)
+                && let Some(pod_uid) = pod_uid
+            {
+                tracing::warn!(pod = name, "deleted: its run is over");
+                apply::delete(&context, &pods, &name, pod_uid).await;
+            }
+        });
     }
 
     /// A pod that is being deleted and that no live run claims: the run's end is on record, or
@@ -317,7 +469,7 @@ impl Hub {
             return;
         }
         let uid = pod.labels().get(LABEL_RUN_UID).cloned().unwrap_or_default();
-        let known_over = self.over.contains_key(&uid);
+        let known_over = self.over.contains_key(&uid) || self.gone.contains(&uid);
         let (context, pod) = (Arc::clone(&self.context), pod.clone());
         tokio::spawn(async move {
             let namespace = pod.namespace().unwrap_or_default();
@@ -325,7 +477,8 @@ impl Hub {
             if !known_over && context.run_is_live(&namespace, &pod, &uid).await {
                 return;
             }
-            apply::strip(&Api::namespaced(context.client.clone(), &namespace), pod).await;
+            let pods = Api::namespaced(context.client.clone(), &namespace);
+            apply::strip(&pods, pod, Some(&context)).await;
         });
     }
 
@@ -363,9 +516,10 @@ impl Hub {
             let Some(expired) = self.expiring.pop_first() else {
                 return;
             };
-            let runs: Api<WorkflowRun> =
-                Api::namespaced(self.context.client.clone(), &expired.namespace);
+            let context = Arc::clone(&self.context);
             tokio::spawn(async move {
+                let runs: Api<WorkflowRun> =
+                    Api::namespaced(context.client.clone(), &expired.namespace);
                 let params = DeleteParams {
                     propagation_policy: Some(PropagationPolicy::Background),
                     preconditions: Some(Preconditions {
@@ -374,14 +528,23 @@ impl Hub {
                     }),
                     ..DeleteParams::default()
                 };
-                match runs.delete(&expired.name, &params).await {
-                    Ok(_) => {
-                        tracing::info!(run = expired.name, "deleted: its time to live is over")
-                    }
-                    Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {}
-                    Err(error) => {
-                        // The next look at the run, when the watch is begun anew, tries again.
-                        tracing::warn!(run = expired.name, %error, "cannot delete an expired run");
+                for tries in 0.. {
+                    let answer = {
+                        let _slot = context.write_slot().await;
+                        runs.delete(&expired.name, &params).await
+                    };
+                    match answer {
+                        Ok(_) => {
+                            tracing::info!(run = expired.name, "deleted: its time to live is over");
+                            return;
+                        }
+                        Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {
+                            return;
+                        }
+                        Err(error) => {
+                            tracing::warn!(run = expired.name, %error, "cannot delete an expired run yet");
+                            tokio::time::sleep(apply::pause(tries)).await;
+                        }
                     }
                 }
             });

@@ -26,6 +26,8 @@ mod snapshot;
 pub mod spans;
 pub mod status;
 pub mod strip;
+#[cfg(test)]
+mod tests;
 mod workflow_run;
 
 use std::sync::Arc;
@@ -37,9 +39,8 @@ use kube::{Client, Config, Resource};
 use tokio::sync::Semaphore;
 
 use crate::api::{LABEL_MANAGED_BY, MANAGED_BY};
-use crate::local::Clock;
 
-use context::Context;
+use context::{Clock, Context};
 use health::Health;
 use hub::{Hub, Incoming, watch};
 use lease::{Leadership, Lease, Timing};
@@ -142,13 +143,20 @@ async fn work(
         context.shelves.ready().await;
         let labels = format!("{LABEL_MANAGED_BY}={MANAGED_BY}");
         let mut incoming = SelectAll::new();
-        for api in apis(&client, &context.options.scope) {
-            incoming.push(watch(api, None).map(Incoming::Run).boxed());
+        let runs = apis(&client, &context.options.scope);
+        let places = runs.len();
+        for (place, api) in runs.into_iter().enumerate() {
+            let runs = watch(api, None).map(move |event| Incoming::Run(place, event));
+            incoming.push(runs.boxed());
         }
-        for api in apis::<Pod>(&client, &context.options.scope) {
-            incoming.push(watch(api, Some(&labels)).map(Incoming::Pod).boxed());
+        for (place, api) in apis::<Pod>(&client, &context.options.scope)
+            .into_iter()
+            .enumerate()
+        {
+            let pods = watch(api, Some(&labels)).map(move |event| Incoming::Pod(place, event));
+            incoming.push(pods.boxed());
         }
-        let (hub, finished) = Hub::new(Arc::clone(&context), health);
+        let (hub, finished) = Hub::new(Arc::clone(&context), health, places);
         hub.run(incoming, finished).await;
     };
     tokio::join!(services, runs);

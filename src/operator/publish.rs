@@ -147,6 +147,23 @@ impl Draft {
         }
     }
 
+    /// What each of the objects to be written takes as JSON, in bytes.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> Vec<(String, usize)> {
+        let status = serde_json::to_string(&self.status)
+            .unwrap_or_default()
+            .len();
+        let page = |page: &WorkflowRunPageSpec| {
+            let size = serde_json::to_string(page).unwrap_or_default().len();
+            (format!("page {}", page.index), size)
+        };
+        self.pages
+            .iter()
+            .map(page)
+            .chain([("the status".to_owned(), status)])
+            .collect()
+    }
+
     /// The status of a run for which nothing was found to run. None: it says so already.
     pub(super) fn unresolved(
         run: &WorkflowRun,
@@ -159,16 +176,17 @@ impl Draft {
         status.observed_generation = generation;
         match unresolved {
             Unresolved::Wait { reason, message } => {
+                let message = status::brief(message);
                 status.phase = Some(RunPhase::Pending);
                 status.message = Some(message.clone());
-                let news = News::new(STALLED, true, reason.clone(), message.clone());
+                let news = News::new(STALLED, true, reason.clone(), message);
                 condition::set(&mut status.conditions, news, generation, now);
                 condition::clear(&mut status.conditions, RECONCILING);
             }
             Unresolved::Never { reason, message } => {
                 status.phase = Some(RunPhase::Error);
                 status.return_code = Some(0);
-                status.message = Some(message.clone());
+                status.message = Some(status::brief(message));
                 finish(&mut status, Some(reason), (now, now), generation);
             }
             Unresolved::Cancelled => {
@@ -285,6 +303,11 @@ impl Publisher {
         news
     }
 
+    /// The newest version of the run that is known.
+    pub(super) fn run(&self) -> &Arc<WorkflowRun> {
+        &self.run
+    }
+
     /// Something that is not a node's has changed.
     pub(super) fn touch(&mut self) {
         self.dirty = true;
@@ -360,7 +383,8 @@ impl Publisher {
                 self.admit(run);
             }
             Published::Conflict { run } => {
-                self.again.extend(writing);
+                // Pages are written before the status, so these stand.
+                self.made.extend(writing);
                 self.dirty = true;
                 self.hurry = true;
                 self.floor = Floor::default();
@@ -474,35 +498,45 @@ impl Write {
     ) -> kube::Result<()> {
         let uid = self.run.metadata.uid.clone().unwrap_or_default();
         let name = page_name(&uid, spec.index);
-        let patch = json!({"spec": {"nodes": spec.nodes}});
-        if !self.made.contains(&spec.index) {
-            let owner = OwnerReference {
-                api_version: WorkflowRun::api_version(&()).into_owned(),
-                kind: WorkflowRun::kind(&()).into_owned(),
-                name: self.run.name_any(),
-                uid,
-                controller: Some(true),
-                block_owner_deletion: None,
-            };
-            let page = WorkflowRunPage {
-                metadata: ObjectMeta {
-                    name: Some(name.clone()),
-                    owner_references: Some(vec![owner]),
-                    ..ObjectMeta::default()
-                },
-                spec,
-            };
-            match pages.create(&PostParams::default(), &page).await {
+        let params = PatchParams::default();
+        if self.made.contains(&spec.index) {
+            let patch = Patch::Merge(json!({"spec": {"nodes": spec.nodes}}));
+            match pages.patch_metadata(&name, &params, &patch).await {
                 Ok(_) => return Ok(()),
-                // Made before a restart, or the answer was lost.
-                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {}
+                // Somebody deleted it. All of its nodes are in hand, so it is made again.
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
                 Err(error) => return Err(error),
             }
         }
-        let params = PatchParams::default();
-        pages
-            .patch_metadata(&name, &params, &Patch::Merge(patch))
-            .await?;
-        Ok(())
+        let owner = OwnerReference {
+            api_version: WorkflowRun::api_version(&()).into_owned(),
+            kind: WorkflowRun::kind(&()).into_owned(),
+            name: self.run.name_any(),
+            uid,
+            controller: Some(true),
+            block_owner_deletion: None,
+        };
+        let page = WorkflowRunPage {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                owner_references: Some(vec![owner.clone()]),
+                ..ObjectMeta::default()
+            },
+            spec,
+        };
+        match pages.create(&PostParams::default(), &page).await {
+            Ok(_) => Ok(()),
+            // Made before a restart, or the answer was lost. Without its owner it would not be
+            // read back.
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
+                let metadata = json!({"ownerReferences": [owner]});
+                let patch = json!({"metadata": metadata, "spec": {"nodes": page.spec.nodes}});
+                pages
+                    .patch_metadata(&name, &params, &Patch::Merge(patch))
+                    .await?;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 }

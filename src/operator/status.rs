@@ -24,13 +24,19 @@ use crate::value::Value;
 pub const PAGE: usize = 100;
 /// Most nodes in the status of a run that has pages.
 const SHOWN: usize = 50;
-/// Bytes that the captured texts of one list of nodes may take together. With all else that
-/// stands in an object this keeps it below 256 KiB.
-const CAPTURED: usize = 120 * 1024;
-/// Bytes of one captured field.
-const FIELD: usize = 16 * 1024;
-/// Characters of a message.
+/// Bytes that one list of nodes may take as JSON. With all else that stands in an object this
+/// keeps it below 256 KiB.
+const LIST: usize = 236 * 1024;
+/// Bytes of an entry beside its name, its message and what the node said: all numbers, times and
+/// names of members at their longest.
+const FRAME: usize = 750;
+/// Bytes that a node said, as JSON.
+const SAID: usize = 16 * 1024;
+/// Characters of a message, and its bytes as JSON.
 const MESSAGE: usize = 400;
+const MESSAGE_BYTES: usize = 800;
+/// What can be cut, as `truncated` names it. (Whatever runs in a pod may claim other names.)
+const CUT: [&str; 5] = ["output", "err_msg", "err_code", "info", "message"];
 
 /// What the operator knows of a node's pod, beyond the engine's state.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +62,7 @@ pub fn node(graph: &Graph, state: &RunState, ix: NodeIx, facts: &PodFacts) -> No
         NodeState::Running(running) => {
             ran(&mut entry, running.attempt, running.since, facts);
             if let Some((word, message)) = &facts.waits {
-                entry.reason = Some(word.clone());
+                entry.reason = Some(cut(word, 64).to_owned());
                 entry.message = Some(short(message));
             }
         }
@@ -76,7 +82,14 @@ pub fn node(graph: &Graph, state: &RunState, ix: NodeIx, facts: &PodFacts) -> No
                 entry.reason = Some(word(reason.word));
                 entry.message = Some(short(&reason.message));
             }
-            capture(&mut entry, &finished.captured, graph.len());
+            let message = entry.message.as_ref().map_or(0, |message| encoded(message));
+            let captured = fitting(&finished.captured, room(graph, ix, message));
+            let wire = |value: Option<Value>| value.as_ref().map(from_value);
+            entry.output = wire(captured.output);
+            entry.err_msg = wire(captured.err_msg);
+            entry.err_code = wire(captured.err_code);
+            entry.info = wire(captured.info);
+            entry.truncated = captured.truncated;
         }
     }
     entry
@@ -93,38 +106,120 @@ fn word(word: ReasonWord) -> String {
     format!("{word:?}")
 }
 
-/// Puts what a node said into its entry, as much of it as fits.
-fn capture(entry: &mut NodeStatus, captured: &Captured, nodes: usize) {
-    let mut left = FIELD.min(CAPTURED / nodes.clamp(1, PAGE));
-    entry.truncated = captured.truncated.clone();
-    let truncated = &mut entry.truncated;
+/// What of an outcome is kept: as much as its entry has room for. All else stands in the pod's
+/// log, and is not held in memory either.
+#[must_use]
+pub fn kept(graph: &Graph, ix: NodeIx, outcome: Outcome) -> Outcome {
+    let Outcome { ending, captured } = outcome;
+    let ending = match ending {
+        Ending::NotStarted(message) => Ending::NotStarted(short(&message)),
+        Ending::Exception(message) => Ending::Exception(short(&message)),
+        Ending::NoResult(message) => Ending::NoResult(short(&message)),
+        Ending::Lost(message) => Ending::Lost(short(&message)),
+        ending => ending,
+    };
+    let message = match &ending {
+        Ending::NotStarted(message)
+        | Ending::Exception(message)
+        | Ending::NoResult(message)
+        | Ending::Lost(message) => encoded(message),
+        // Words of our own.
+        _ => 80,
+    };
+    let captured = fitting(&captured, room(graph, ix, message));
+    Outcome { ending, captured }
+}
+
+/// How many bytes of JSON an entry has for what its node said.
+fn room(graph: &Graph, ix: NodeIx, message: usize) -> usize {
+    let entry = LIST / graph.len().clamp(1, PAGE);
+    let taken = encoded(graph.name(ix).as_str()) + message + FRAME;
+    entry.saturating_sub(taken).min(SAID)
+}
+
+/// As much of what a node said as fits.
+fn fitting(captured: &Captured, room: usize) -> Captured {
+    let mut left = room;
+    let mut kept = Captured::default();
+    let known = captured
+        .truncated
+        .iter()
+        .filter(|(name, _)| CUT.contains(&name.as_str()));
+    kept.truncated
+        .extend(known.map(|(name, bytes)| (name.clone(), *bytes)));
+    let truncated = &mut kept.truncated;
     let mut put = |name: &str, value: &Option<Value>| {
-        let value = value.as_ref()?;
-        let text = value.to_plain_text();
-        if text.len() <= left {
-            left -= text.len();
-            return Some(from_value(value));
+        let wire = from_value(value.as_ref()?);
+        let bytes = match &wire {
+            serde_json::Value::String(text) => encoded(text),
+            other => other.to_string().len(),
+        };
+        if bytes <= left {
+            left -= bytes;
+            return Some(to_value(&wire));
         }
-        let kept = text.floor_char_boundary(left);
-        let cut = text.len() - kept;
+        let text = value.as_ref()?.to_plain_text();
+        let kept = cut(&text, left);
+        left -= encoded(kept);
+        let missing = u64::try_from(text.len() - kept.len()).unwrap_or(u64::MAX);
         let before = truncated.entry(name.to_owned()).or_default();
-        *before = before.saturating_add(u64::try_from(cut).unwrap_or(u64::MAX));
-        left = 0;
-        let mut text = text;
-        text.truncate(kept);
-        Some(serde_json::Value::String(text))
+        *before = before.saturating_add(missing);
+        Some(Value::String(kept.to_owned()))
     };
     // What explains a failure comes first.
-    entry.err_code = put("err_code", &captured.err_code);
-    entry.err_msg = put("err_msg", &captured.err_msg);
-    entry.output = put("output", &captured.output);
-    entry.info = put("info", &captured.info);
+    kept.err_code = put("err_code", &captured.err_code);
+    kept.err_msg = put("err_msg", &captured.err_msg);
+    kept.output = put("output", &captured.output);
+    kept.info = put("info", &captured.info);
+    kept
+}
+
+/// The bytes of a character inside a JSON text.
+fn width(c: char) -> usize {
+    match c {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        '\0'..='\u{1f}' => 6,
+        c => c.len_utf8(),
+    }
+}
+
+/// The bytes of a text as JSON, without its quotes.
+fn encoded(text: &str) -> usize {
+    text.chars().map(width).sum()
+}
+
+/// As much of a text's beginning as takes so many bytes as JSON.
+fn cut(text: &str, most: usize) -> &str {
+    let mut taken = 0;
+    let end = text.char_indices().find(|(_, c)| {
+        taken += width(*c);
+        taken > most
+    });
+    end.and_then(|(end, _)| text.get(..end)).unwrap_or(text)
 }
 
 fn short(message: &str) -> String {
-    match message.char_indices().nth(MESSAGE) {
-        Some((end, _)) => format!("{}…", message.get(..end).unwrap_or_default()),
-        None => message.to_owned(),
+    let end = message
+        .char_indices()
+        .nth(MESSAGE)
+        .map_or(message.len(), |(end, _)| end);
+    let kept = cut(message.get(..end).unwrap_or_default(), MESSAGE_BYTES);
+    // A text that was cut once stays as it is.
+    if message.strip_suffix('…').unwrap_or(message).len() <= kept.len() {
+        return message.to_owned();
+    }
+    format!("{kept}…")
+}
+
+/// Somebody else's words for the status of a run as a whole.
+#[must_use]
+pub fn brief(message: &str) -> String {
+    const LONGEST: usize = 4096;
+    let kept = cut(message, LONGEST);
+    if kept.len() < message.len() {
+        format!("{kept}…")
+    } else {
+        message.to_owned()
     }
 }
 
@@ -216,6 +311,29 @@ pub fn last_message(graph: &Graph, state: &RunState) -> String {
     short(&text)
 }
 
+/// Why a run is to end early, as far as its record goes: where the pages are newer than the status
+/// itself, their nodes tell.
+#[must_use]
+pub fn cancelled<'a>(
+    recorded: Option<crate::api::workflow_run::CancelCause>,
+    mut entries: impl Iterator<Item = &'a &'a NodeStatus>,
+) -> Option<CancelCause> {
+    let mut told = || {
+        let of_cancel = |entry: &&&NodeStatus| entry.reason_word() == Some(ReasonWord::Cancelled);
+        entries.find(of_cancel).map(|entry| cause(entry))
+    };
+    recorded.map(CancelCause::from).or_else(told)
+}
+
+/// The cause that a cancelled node's message tells of.
+fn cause(entry: &NodeStatus) -> CancelCause {
+    let timeout = crate::engine::state::cancelled(CancelCause::Timeout).message;
+    match entry.message.as_deref() {
+        Some(text) if text == timeout => CancelCause::Timeout,
+        _ => CancelCause::Asked,
+    }
+}
+
 /// The events that a node's entry stands for, so that folding them leads to what it says.
 ///
 /// An entry that makes no sense (somebody wrote it by hand) gives what sense it makes: nothing is
@@ -274,17 +392,7 @@ pub fn events(ix: NodeIx, entry: &NodeStatus) -> Vec<Event> {
             let code = code.and_then(|code| i32::try_from(code).ok());
             Ending::Exited(code.filter(|code| *code != 0).unwrap_or(1))
         }
-        (Phase::Cancelled | Phase::Skipped, _) => {
-            let cause = match entry.message.as_deref() {
-                Some(text)
-                    if text == crate::engine::state::cancelled(CancelCause::Timeout).message =>
-                {
-                    CancelCause::Timeout
-                }
-                _ => CancelCause::Asked,
-            };
-            Ending::Killed(KillCause::Cancel(cause))
-        }
+        (Phase::Cancelled | Phase::Skipped, _) => Ending::Killed(KillCause::Cancel(cause(entry))),
         (Phase::Error, Some(ReasonWord::NotStarted)) => Ending::NotStarted(message()),
         (Phase::Error, Some(ReasonWord::Exception)) => Ending::Exception(message()),
         (Phase::Error, Some(ReasonWord::Timeout)) => Ending::Killed(KillCause::NodeTimeout),

@@ -175,7 +175,8 @@ async fn turn(
     let mut done = stream::iter(found)
         .map(|pod| async {
             let namespace = pod.namespace().unwrap_or_default();
-            apply::strip(&Api::namespaced(client.clone(), &namespace), pod).await;
+            let pods = Api::namespaced(client.clone(), &namespace);
+            apply::strip(&pods, pod, None).await;
         })
         .buffer_unordered(AT_ONCE);
     while done.next().await.is_some() {

@@ -42,6 +42,8 @@ use super::publish::{Draft, Published, Publisher, View};
 use super::resolve::{self, Program, Unresolved};
 use super::status::{self, PodFacts};
 
+/// How many pods are listed at a time.
+const PODS: u32 = 500;
 /// How soon, and how often at the end, a run that cannot be resolved looks again, should nothing
 /// else happen. Soon at first: what is applied together arrives one after the other.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -52,21 +54,24 @@ pub(super) async fn drive(
     context: Arc<Context>,
     run: Arc<WorkflowRun>,
     old: bool,
-    mut inbox: UnboundedReceiver<News>,
+    inbox: &mut UnboundedReceiver<News>,
 ) -> Option<Arc<WorkflowRun>> {
     let (answers, answered) = unbounded_channel();
     let (published, publications) = unbounded_channel();
     let mut publisher = Publisher::new(&context, &run, published);
     let mut publications = publications;
-    let (run, program) =
-        begin(&context, run, &mut inbox, &mut publisher, &mut publications).await?;
+    let (run, program) = begin(&context, run, inbox, &mut publisher, &mut publications).await?;
     let program = match program {
         Ok(program) => program,
         Err(over) => return Some(over),
     };
     let mut actor = Actor::new(&context, run, program, publisher, answers);
     actor.restore(&context, old).await?;
-    actor.live(inbox, answered, publications).await
+    let over = actor.live(inbox, answered, publications).await;
+    if over.is_none() {
+        actor.forsake();
+    }
+    over.map(|()| actor.run)
 }
 
 /// Finds what the run runs. While that cannot be found the run says so and waits; where it can
@@ -80,6 +85,9 @@ async fn begin(
 ) -> Option<(Arc<WorkflowRun>, Result<Program, Arc<WorkflowRun>>)> {
     let mut pause = LOOK_AGAIN.0;
     loop {
+        if run.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
         let resolved = if run.spec.cancel == Some(true) && !has_begun(&run) {
             Err(Unresolved::Cancelled)
         } else {
@@ -115,9 +123,6 @@ async fn begin(
         match wait {
             Ok(None | Some(News::Gone)) => return None,
             Ok(Some(News::Run(now))) => {
-                if now.metadata.deletion_timestamp.is_some() {
-                    return None;
-                }
                 if publisher.admit(&now) {
                     run = now;
                 }
@@ -149,8 +154,6 @@ struct Record {
     call_off: CallOff,
     made: Made,
     waits: Option<(String, String)>,
-    /// The pod as last seen, kept while it is waited for only until some time.
-    waiting: Option<(Timestamp, Box<Pod>)>,
     /// News that came before the answer to our own create.
     early: Option<News>,
 }
@@ -165,6 +168,8 @@ enum Made {
     Making,
     /// It is there.
     There,
+    /// It was called off before it was made.
+    Never,
 }
 
 struct Actor {
@@ -176,6 +181,8 @@ struct Actor {
     hand: Hand,
     publisher: Publisher,
     records: BTreeMap<NodeIx, Record>,
+    /// Pods, as last seen, that are waited for only until some time.
+    waiting: BTreeMap<NodeIx, (Timestamp, Box<Pod>)>,
     /// Pods that are being deleted, with the version of the state that has to be on record before
     /// they may go.
     held: BTreeMap<String, (u64, Pod)>,
@@ -187,6 +194,8 @@ struct Actor {
     /// When the last news came that made a node final, for the latency of hand-offs.
     heard: Option<Instant>,
     verdict: Option<Verdict>,
+    /// The run as it was when it was last told of.
+    told: Arc<WorkflowRun>,
 }
 
 impl Actor {
@@ -203,12 +212,14 @@ impl Actor {
         let mut actor = Self {
             context: Arc::clone(context),
             limits: Limits::default(),
+            told: Arc::clone(&run),
             run,
             program,
             state,
             hand,
             publisher,
             records: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             held: BTreeMap::new(),
             unwanted: Vec::new(),
             version: 1,
@@ -229,9 +240,6 @@ impl Actor {
         let now = context.clock.now();
         let recorded = self.run.status.clone().unwrap_or_default();
         let begun = recorded.start_time.as_ref().map(|time| time.0);
-        let mut events = vec![Event::RunStarted {
-            at: begun.unwrap_or(now),
-        }];
         let pages = match recorded.pages {
             Some(pages) if pages > 0 => self.pages(pages).await,
             _ => Vec::new(),
@@ -242,16 +250,17 @@ impl Actor {
             .chain(&recorded.nodes);
         let entries = status::merged(lists);
         let graph = self.graph();
+        let mut events = vec![Event::RunStarted {
+            at: begun.unwrap_or(now),
+        }];
+        // First, because nothing cancels a run of which all nodes are over.
+        if let Some(cause) = status::cancelled(recorded.cancel_cause, entries.values()) {
+            events.push(Event::Cancelled { cause, at: now });
+        }
         for (ix, node) in graph.iter() {
             if let Some(entry) = entries.get(node.name.as_str()) {
                 events.extend(status::events(ix, entry));
             }
-        }
-        if let Some(cause) = recorded.cancel_cause {
-            events.push(Event::Cancelled {
-                cause: cause.into(),
-                at: now,
-            });
         }
         self.fold(&events);
         self.wishes(now);
@@ -259,12 +268,22 @@ impl Actor {
             .into_iter()
             .map(|(name, entry)| (name.to_owned(), entry.clone()))
             .collect::<BTreeMap<String, NodeStatus>>();
-        let pods = if old {
-            self.list_pods().await
+        for (ix, node) in graph.iter() {
+            // What is over keeps its pod's name on record, wherever that pod is.
+            if let (NodeState::Finished(finished), Some(entry)) =
+                (self.state.node(ix), entries.get(node.name.as_str()))
+                && let (Some((attempt, _)), Some(pod)) = (finished.ran, &entry.pod)
+            {
+                let mut record = self.record(ix, attempt, Made::There);
+                record.uid.clone_from(&pod.uid);
+                self.records.insert(ix, record);
+            }
+        }
+        let found = if old {
+            self.adopt_all(&entries).await
         } else {
             Vec::new()
         };
-        let found = self.adopt(pods, &entries);
         // Nodes that were begun, as far as the record goes, and whose pod is not there.
         let running: Vec<NodeIx> = self.state.running().collect();
         for ix in running {
@@ -284,6 +303,16 @@ impl Actor {
             } else {
                 // Absent means never created; see the finalizer.
                 self.create(ix, attempt, Made::Making);
+            }
+        }
+        if self.state.cancelled().is_none() {
+            // What ended by itself while nobody looked ended then, and not at a deadline that
+            // has passed since. (What was deleted may have been so by us, for that deadline.)
+            for pod in found
+                .iter()
+                .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+            {
+                self.observe_pod(pod);
             }
         }
         self.step();
@@ -313,19 +342,36 @@ impl Actor {
         read
     }
 
-    async fn list_pods(&self) -> Vec<Pod> {
+    /// Takes over the pods that are there already; gives back those that have something to tell.
+    async fn adopt_all(&mut self, entries: &BTreeMap<String, NodeStatus>) -> Vec<Pod> {
+        let context = Arc::clone(&self.context);
         let namespace = self.run.namespace().unwrap_or_default();
-        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &namespace);
-        let params =
-            ListParams::default().labels(&format!("{LABEL_RUN_UID}={}", self.program.pods.uid));
-        let list = self
-            .context
-            .insist("list the run's pods", || api.list(&params))
-            .await;
-        list.items
+        let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+        let all = ListParams::default()
+            .labels(&format!("{LABEL_RUN_UID}={}", self.program.pods.uid))
+            .limit(PODS);
+        let mut found = Vec::new();
+        let mut params = all.clone();
+        loop {
+            let page = context.insist("list the run's pods", || async {
+                match api.list(&params).await {
+                    // The rest of the list is too old to be told: from the beginning.
+                    Err(kube::Error::Api(status)) if status.code == 410 => Ok(None),
+                    page => page.map(Some),
+                }
+            });
+            let Some(page) = page.await else {
+                params = all.clone();
+                continue;
+            };
+            found.extend(self.adopt(page.items, entries));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = all.clone().continue_token(&token),
+                None => return found,
+            }
+        }
     }
 
-    /// Takes over pods that are there already; gives back those that are.
     fn adopt(&mut self, pods: Vec<Pod>, entries: &BTreeMap<String, NodeStatus>) -> Vec<Pod> {
         let graph = self.graph();
         let mut found = Vec::new();
@@ -354,19 +400,25 @@ impl Actor {
                     at,
                 }]);
             }
-            let current = match self.state.node(ix) {
-                NodeState::Running(running) => running.attempt == attempt,
+            let (current, over) = match self.state.node(ix) {
+                NodeState::Running(running) => (running.attempt == attempt, false),
                 NodeState::Finished(finished) => {
-                    finished.ran.is_some_and(|(ran, _)| ran == attempt)
+                    (finished.ran.is_some_and(|(ran, _)| ran == attempt), true)
                 }
-                NodeState::Pending | NodeState::Lost { .. } => false,
+                NodeState::Pending | NodeState::Lost { .. } => (false, false),
             };
-            if current {
+            if current && !self.records.contains_key(&ix) {
                 let mut record = self.record(ix, attempt, Made::There);
                 record.uid = uid;
                 self.records.insert(ix, record);
             }
-            found.push(pod);
+            if current && over {
+                // Its end is on record; whoever wrote that may not have come to the next step.
+                self.unwant(ix, 0);
+            }
+            if !over || pod.metadata.deletion_timestamp.is_some() {
+                found.push(pod);
+            }
         }
         found
     }
@@ -400,17 +452,17 @@ impl Actor {
             call_off: CallOff::default(),
             made,
             waits: None,
-            waiting: None,
             early: None,
         }
     }
 
+    /// Goes on until the run is over and on record. None: it is gone.
     async fn live(
-        mut self,
-        mut inbox: UnboundedReceiver<News>,
+        &mut self,
+        inbox: &mut UnboundedReceiver<News>,
         mut answers: UnboundedReceiver<Answer>,
         mut publications: UnboundedReceiver<Published>,
-    ) -> Option<Arc<WorkflowRun>> {
+    ) -> Option<()> {
         loop {
             let turn = Instant::now();
             let wake = self.step();
@@ -418,7 +470,7 @@ impl Actor {
             self.context.metrics.turned("workflowruns", turn.elapsed());
             if self.verdict.is_some() && self.recorded == self.version {
                 self.let_go();
-                return Some(self.run);
+                return Some(());
             }
             let alarm = self.alarm(wake);
             tokio::select! {
@@ -448,13 +500,17 @@ impl Actor {
         }
     }
 
+    /// The run is gone: nobody will ask for what its pods have to tell.
+    fn forsake(&mut self) {
+        for (_, pod) in std::mem::take(&mut self.held).into_values() {
+            self.hand.strip(&pod);
+        }
+    }
+
     /// When to look again should nothing be heard.
     fn alarm(&self, wake: Option<Timestamp>) -> Option<Instant> {
         let now = self.context.clock.now();
-        let waiting = self
-            .records
-            .values()
-            .filter_map(|record| Some(record.waiting.as_ref()?.0));
+        let waiting = self.waiting.values().map(|(until, _)| *until);
         let first = waiting.chain(wake).min();
         let first = first.map(|at| {
             let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
@@ -474,11 +530,7 @@ impl Actor {
                     return None;
                 }
                 if self.publisher.admit(&run) {
-                    let changed = run.metadata.generation != self.run.metadata.generation;
-                    self.run = run;
-                    if changed {
-                        self.wishes(self.context.clock.now());
-                    }
+                    self.know(run);
                 }
             }
             News::Gone => return None,
@@ -500,6 +552,15 @@ impl Actor {
             }
         }
         Some(())
+    }
+
+    /// Takes in the run as it is now.
+    fn know(&mut self, run: Arc<WorkflowRun>) {
+        let changed = run.metadata.generation != self.run.metadata.generation;
+        self.run = run;
+        if changed {
+            self.wishes(self.context.clock.now());
+        }
     }
 
     /// What the run's author asks for now.
@@ -535,7 +596,11 @@ impl Actor {
             return;
         };
         let Some(uid) = &record.uid else {
-            record.early = Some(News::Pod(Box::new(pod.clone())));
+            if matches!(self.state.node(ix), NodeState::Running(_)) {
+                record.early = Some(News::Pod(Box::new(pod.clone())));
+            } else {
+                self.observe_ghost(pod, ix);
+            }
             return;
         };
         if pod.metadata.uid.as_ref() != Some(uid)
@@ -553,7 +618,7 @@ impl Actor {
                 patience: PATIENCE,
             };
             let before = record.waits.take();
-            record.waiting = None;
+            self.waiting.remove(&ix);
             match observe(pod, &known) {
                 Seen::Ended { outcome, at } => {
                     self.heard = Some(Instant::now());
@@ -572,7 +637,8 @@ impl Actor {
                     until,
                 } => {
                     record.waits = Some((reason, message));
-                    record.waiting = until.map(|until| (until, Box::new(pod.clone())));
+                    let until = until.map(|until| (ix, (until, Box::new(pod.clone()))));
+                    self.waiting.extend(until);
                     if record.waits != before {
                         self.publisher.touch_node(ix);
                     }
@@ -580,6 +646,17 @@ impl Actor {
             }
         }
         self.hold(pod, self.version);
+    }
+
+    /// A pod whose creation was called off in doubt, and came to pass all the same.
+    fn observe_ghost(&mut self, pod: &Pod, ix: NodeIx) {
+        if !self.is_as_decided(pod, ix) {
+            return;
+        }
+        match (&pod.metadata.deletion_timestamp, &pod.metadata.uid) {
+            (None, Some(uid)) => self.hand.delete(pod.name_any(), uid.clone()),
+            _ => self.hold(pod, self.version),
+        }
     }
 
     fn observe_pod_gone(&mut self, pod: Box<Pod>) {
@@ -662,7 +739,7 @@ impl Actor {
         self.unwanted = later;
         let due: Vec<(u64, String, String)> = due;
         for (_, name, uid) in due {
-            self.hand.delete(name, uid, None);
+            self.hand.delete(name, uid);
         }
     }
 
@@ -761,8 +838,15 @@ impl Actor {
         match published {
             Published::Done { version, run } => {
                 self.recorded = version;
-                self.context.announce(&self.run, &run);
-                self.run = run;
+                // Not from what a watch has shown meanwhile: that may be this very write.
+                self.context.announce(&self.told, &run);
+                self.told = run;
+                // A watch may have shown a newer one already.
+                let newest = Arc::clone(self.publisher.run());
+                if newest.metadata.deletion_timestamp.is_some() {
+                    return None;
+                }
+                self.know(newest);
                 self.let_go();
                 let due: Vec<(NodeIx, Attempt)> = (self.records.iter())
                     .filter(|(_, record)| {
@@ -778,8 +862,7 @@ impl Actor {
                 if run.metadata.deletion_timestamp.is_some() {
                     return None;
                 }
-                self.run = run;
-                self.wishes(self.context.clock.now());
+                self.know(run);
             }
             Published::Gone => return None,
             Published::Failed { .. } => {}
@@ -790,15 +873,8 @@ impl Actor {
     /// Waits that have come to their end.
     fn observe_time(&mut self) {
         let now = self.context.clock.now();
-        let due: Vec<Box<Pod>> = (self.records.values_mut())
-            .filter(|record| {
-                record
-                    .waiting
-                    .as_ref()
-                    .is_some_and(|(until, _)| *until <= now)
-            })
-            .filter_map(|record| Some(record.waiting.take()?.1))
-            .collect();
+        let due = self.waiting.extract_if(.., |_, (until, _)| *until <= now);
+        let due: Vec<Box<Pod>> = due.map(|(_, (_, pod))| pod).collect();
         for pod in due {
             self.observe_pod(&pod);
         }
@@ -807,6 +883,7 @@ impl Actor {
     // fold: no client
 
     fn end(&mut self, node: NodeIx, attempt: Attempt, outcome: Outcome, at: Timestamp) {
+        let outcome = status::kept(&self.program.graph, node, outcome);
         self.fold(&[Event::Ended {
             node,
             attempt,
@@ -815,8 +892,10 @@ impl Actor {
         }]);
     }
 
-    fn fold(&mut self, events: &[Event]) {
+    /// Takes events in; gives back how many had their effect.
+    fn fold(&mut self, events: &[Event]) -> usize {
         let graph = self.graph();
+        let mut taken = 0;
         for event in events {
             if let Err(illegal) = self.state.fold(&graph, event) {
                 // Nothing is changed by it; what is final stays final.
@@ -824,6 +903,7 @@ impl Actor {
                 continue;
             }
             self.version += 1;
+            taken += 1;
             let Some(ix) = event.node() else {
                 self.publisher.touch();
                 continue;
@@ -833,25 +913,34 @@ impl Actor {
                 (self.state.node(ix), self.records.get_mut(&ix))
             {
                 record.waits = None;
-                record.waiting = None;
+                self.waiting.remove(&ix);
                 if let Some((_, since)) = finished.ran {
                     let took = Duration::try_from(finished.ended.duration_since(since));
                     self.context
                         .metrics
                         .node_ended(phase_word(finished.phase), took.unwrap_or_default());
                 }
-                let wanted = match self.run.spec.pod_retention.unwrap_or_default() {
-                    PodRetention::Always => true,
-                    PodRetention::OnFailure => {
-                        finished.phase != crate::engine::state::Phase::Succeeded
-                    }
-                    PodRetention::Never => false,
-                };
-                if let (false, Some(uid)) = (wanted, &record.uid) {
-                    self.unwanted
-                        .push((self.version, record.name.clone(), uid.clone()));
-                }
+                self.unwant(ix, self.version);
             }
+        }
+        taken
+    }
+
+    /// The pod of a node that is over goes once this version is on record, unless it is to stay.
+    fn unwant(&mut self, ix: NodeIx, version: u64) {
+        let (NodeState::Finished(finished), Some(record)) =
+            (self.state.node(ix), self.records.get(&ix))
+        else {
+            return;
+        };
+        let wanted = match self.run.spec.pod_retention.unwrap_or_default() {
+            PodRetention::Always => true,
+            PodRetention::OnFailure => finished.phase != crate::engine::state::Phase::Succeeded,
+            PodRetention::Never => false,
+        };
+        if let (false, Some(uid)) = (wanted, &record.uid) {
+            self.unwanted
+                .push((version, record.name.clone(), uid.clone()));
         }
     }
 
@@ -879,7 +968,10 @@ impl Actor {
                 .iter()
                 .map(|decision| decision.event(now))
                 .collect();
-            self.fold(&events);
+            if self.fold(&events) == 0 {
+                // Only a bug leads here. Deciding the same again and again would stop all runs.
+                return Some(now.checked_add(LOOK_AGAIN.1).unwrap_or(now));
+            }
             for decision in &next.decisions {
                 self.apply(decision);
             }
@@ -937,7 +1029,7 @@ impl Actor {
     }
 
     fn kill(&mut self, ix: NodeIx) {
-        let Some(record) = self.records.get(&ix) else {
+        let Some(record) = self.records.get_mut(&ix) else {
             return;
         };
         let cause = match self.state.node(ix) {
@@ -947,12 +1039,14 @@ impl Actor {
         let cause = cause.unwrap_or(KillCause::Cancel(CancelCause::Asked));
         match record.made {
             Made::AfterRecord(_) => {
+                record.made = Made::Never;
                 let attempt = record.attempt;
                 let now = self.context.clock.now();
                 self.end(ix, attempt, Outcome::silent(Ending::Killed(cause)), now);
             }
             Made::Making => record.call_off.call_off(),
             Made::There => self.delete(ix),
+            Made::Never => {}
         }
     }
 
@@ -963,7 +1057,7 @@ impl Actor {
             ..
         }) = self.records.get(&ix)
         {
-            self.hand.delete(name.clone(), uid.clone(), None);
+            self.hand.delete(name.clone(), uid.clone());
         }
     }
 
@@ -977,12 +1071,17 @@ impl Actor {
         let facts = |ix: NodeIx| {
             self.records
                 .get(&ix)
-                .map_or_else(PodFacts::default, |record| PodFacts {
-                    pod: Some(PodReference {
+                .map_or_else(PodFacts::default, |record| {
+                    // Of what is over, only a pod that there was.
+                    let runs = matches!(self.state.node(ix), NodeState::Running(_));
+                    let pod = (runs || record.uid.is_some()).then(|| PodReference {
                         name: record.name.clone(),
                         uid: record.uid.clone(),
-                    }),
-                    waits: record.waits.clone(),
+                    });
+                    PodFacts {
+                        pod,
+                        waits: record.waits.clone(),
+                    }
                 })
         };
         let view = View {

@@ -1,0 +1,196 @@
+//! Where the operator looks, and what it does not begin.
+
+use serde_json::json;
+
+use super::*;
+
+fn two_namespaces() -> Options {
+    Options {
+        scope: Scope::Namespaces(vec!["default".to_owned(), "other".to_owned()]),
+        ..options()
+    }
+}
+
+fn phase_in(fake: &Fake, namespace: &str) -> String {
+    let run = fake.get_in(namespace, "workflowruns", "r").unwrap();
+    run["status"]["phase"].as_str().unwrap_or("-").to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_list_of_one_namespace_stops_no_run_of_another() {
+    let fake = Fake::new();
+    operate(&fake, two_namespaces());
+    passes(1).await;
+    let run = run_of(&json!({"a": node(&[]), "b": node(&["a"])}));
+    fake.put_in("default", "workflowruns", run.clone());
+    fake.put_in("other", "workflowruns", run);
+    passes(1).await;
+    fake.forget_watch("workflowruns");
+    passes(20).await;
+    fake.kubelet(well);
+    for pod in fake.pods() {
+        fake.ends_well(&pod);
+    }
+    passes(10).await;
+    assert_eq!(phase_in(&fake, "default"), "Succeeded");
+    assert_eq!(phase_in(&fake, "other"), "Succeeded");
+    fake.calls();
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_finds_the_pods_of_all_namespaces() {
+    let fake = Fake::new();
+    let first = operate(&fake, two_namespaces());
+    passes(1).await;
+    let run = run_of(&json!({"a": node(&[]), "b": node(&["a"])}));
+    fake.put_in("default", "workflowruns", run.clone());
+    fake.put_in("other", "workflowruns", run);
+    passes(1).await;
+    first.dies();
+    for pod in fake.pods() {
+        fake.ends_well(&pod);
+    }
+    fake.kubelet(well);
+    operate(&fake, two_namespaces());
+    passes(10).await;
+    assert_eq!(phase_in(&fake, "default"), "Succeeded");
+    assert_eq!(phase_in(&fake, "other"), "Succeeded");
+    assert_eq!(fake.created()["a/1"], 2, "one for each run");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_with_a_run_is_said_once() {
+    for (spec, phase_, reason, words) in [
+        (
+            json!({"fqsn": "no.such"}),
+            "Pending",
+            "ServiceNotFound",
+            "no.such",
+        ),
+        (
+            json!({"template": {"a": {"prev_nodes": ["z"], "action": {"type": "cmd", "cmd": "true"}}}}),
+            "Error",
+            "InvalidTemplate",
+            "z",
+        ),
+        (
+            json!({"template": diamond(), "serviceAccountName": "admin"}),
+            "Error",
+            "ServiceAccountNotAllowed",
+            "admin",
+        ),
+        (
+            json!({"template": {"a": node(&[])}, "paramsFrom": [{"configMap": {"name": "p"}}]}),
+            "Pending",
+            "ParamsNotFound",
+            "ConfigMap default/p",
+        ),
+    ] {
+        let fake = started().await;
+        fake.put("workflowruns", run(&spec));
+        passes(60).await;
+        let calls = fake.calls();
+        let writes: Vec<&String> = calls.iter().filter(|it| !it.starts_with("get")).collect();
+        assert_eq!(writes.len(), 2, "{calls:#?}");
+        assert_eq!(phase(&fake), phase_);
+        assert!(message(&fake).contains(words), "{}", message(&fake));
+        assert_eq!(fake.run()["status"]["conditions"][0]["reason"], reason);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_missing_is_found_when_it_comes() {
+    let fake = started().await;
+    fake.put("workflowruns", run(&json!({"fqsn": "some.service"})));
+    passes(3).await;
+    assert_eq!(phase(&fake), "Pending");
+    fake.put(
+        "services",
+        json!({"metadata": {"name": "s"}, "spec": {"fqsn": "some.service", "versions": [
+        {"version": "1.0", "template": {"a": node(&[])}}]}}),
+    );
+    passes(6).await;
+    assert_eq!(phase(&fake), "Running");
+    let kinds: Vec<Value> = fake.run()["status"]["conditions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["type"].clone())
+        .collect();
+    assert_eq!(kinds, ["Reconciling"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_cancelled_before_it_begins_never_does() {
+    let fake = started().await;
+    fake.put(
+        "workflowruns",
+        run(&json!({"template": diamond(), "cancel": true})),
+    );
+    passes(1).await;
+    assert_eq!(fake.calls(), ["status Cancelled -", "event Cancelled"]);
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_are_counted_by_phase_also_after_a_restart() {
+    let fake = Fake::new();
+    let first = operate(&fake, options());
+    passes(1).await;
+    fake.put("workflowruns", run_of(&json!({"a": node(&[])})));
+    passes(1).await;
+    first.dies();
+    let metrics = Arc::new(Metrics::default());
+    operate_counted(&fake, options(), &metrics);
+    passes(1).await;
+    let has = |line: &str| metrics.text().lines().any(|it| it == line);
+    assert!(
+        has("apscli_runs{phase=\"Running\"} 1"),
+        "{}",
+        metrics.text()
+    );
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert!(
+        has("apscli_runs{phase=\"Running\"} 0"),
+        "{}",
+        metrics.text()
+    );
+    assert!(
+        has("apscli_runs{phase=\"Succeeded\"} 1"),
+        "{}",
+        metrics.text()
+    );
+    fake.delete("workflowruns", "r");
+    passes(1).await;
+    assert!(
+        has("apscli_runs{phase=\"Succeeded\"} 0"),
+        "{}",
+        metrics.text()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_run_does_not_make_a_small_one_wait() {
+    let fake = started().await;
+    fake.rule(
+        "create pod",
+        100_000,
+        fake::Act::Late(Duration::from_millis(100)),
+    );
+    let nodes: serde_json::Map<String, Value> = (0..2000)
+        .map(|it| (format!("n{it:04}"), node(&[])))
+        .collect();
+    let mut large = run_of(&Value::Object(nodes));
+    large["metadata"]["name"] = json!("large");
+    fake.put("workflowruns", large);
+    rest().await;
+    fake.put("workflowruns", run_of(&json!({"small": node(&[])})));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(
+        fake.created().contains_key("small/1"),
+        "{} before it",
+        fake.created().len()
+    );
+}

@@ -1,0 +1,707 @@
+//! Conversations in which something goes wrong: answers that are lost or late, refusals, objects
+//! that are somebody else's, watches that lie.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::fake::Act;
+use super::*;
+
+const QUOTA: Act = Act::Refuse(
+    403,
+    "Forbidden",
+    "pods \"x\" is forbidden: exceeded quota: small",
+);
+
+fn one() -> Value {
+    run_of(&json!({"a": node(&[])}))
+}
+
+/// A run that copies something before it begins.
+fn pinned(fake: &Fake) -> Value {
+    fake.put(
+        "configmaps",
+        json!({"metadata": {"name": "p"}, "data": {"x": "1"}}),
+    );
+    run(&json!({"template": {"a": node(&[])}, "paramsFrom": [{"configMap": {"name": "p"}}]}))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_whose_answer_is_lost_makes_no_second_pod() {
+    let fake = started().await;
+    fake.rule("create pod a/1", 1, Act::Lose);
+    fake.put("workflowruns", one());
+    passes(1).await;
+    assert_eq!(
+        fake.calls(),
+        [
+            "create pod a/1",
+            "status Running 0/1",
+            "event Running",
+            "create pod a/1 -> 409",
+            "get pod a/1",
+            "status Running 0/1"
+        ]
+    );
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert_eq!(fake.calls(), ["status Succeeded 1/1", "event Succeeded"]);
+    silence(&fake).await;
+    assert_eq!(fake.created()["a/1"], 1);
+}
+
+/// What somebody else puts where a run's pod is to be.
+fn squatter(fake: &Fake, owner: Option<&str>, decision: Option<&str>) -> Value {
+    let name = entry(fake, "a")["pod"]["name"].clone();
+    let owners = owner.map(|uid| {
+        json!([{"apiVersion": "apscli.dev/v1alpha1", "kind": "WorkflowRun", "name": "r", "uid": uid, "controller": true}])
+    });
+    json!({"metadata": {
+        "name": name,
+        "labels": {"app.kubernetes.io/managed-by": "apscli", "apscli.dev/run-uid": fake.run()["metadata"]["uid"]},
+        "annotations": {"apscli.dev/node": "a", "apscli.dev/attempt": "1", "apscli.dev/decision": decision},
+        "ownerReferences": owners.unwrap_or(json!([])),
+    }, "spec": {"containers": []}})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_under_our_name_that_is_not_ours_is_left_alone() {
+    for (owner, decision) in [(false, None), (true, Some("another")), (true, None)] {
+        let fake = started().await;
+        fake.rule(
+            "create pod a/1",
+            1,
+            Act::Refuse(429, "TooManyRequests", "later"),
+        );
+        fake.put("workflowruns", one());
+        rest().await;
+        let uid = fake.run()["metadata"]["uid"].as_str().unwrap().to_owned();
+        let squatter = fake.put(
+            "pods",
+            squatter(&fake, owner.then_some(uid.as_str()), decision),
+        );
+        rest().await;
+        fake.calls();
+        passes(1).await;
+        let calls = fake.calls();
+        assert_eq!(
+            calls[..2],
+            ["create pod a/1 -> 409", "get pod a/1"],
+            "{calls:#?}"
+        );
+        assert_eq!(phases(&fake), ["a Error NotStarted"]);
+        assert!(
+            message(&fake).contains("was not made by this run"),
+            "{}",
+            message(&fake)
+        );
+        // Whatever becomes of it.
+        fake.pod_ends("a/1", ok());
+        silence(&fake).await;
+        assert_eq!(phase(&fake), "Failed");
+        assert_eq!(
+            fake.pod("a/1").unwrap()["metadata"]["uid"],
+            squatter["metadata"]["uid"]
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_in_doubt_deletes_only_what_is_ours() {
+    let fake = started().await;
+    fake.rule(
+        "create pod a/1",
+        1,
+        Act::Refuse(500, "InternalError", "etcd"),
+    );
+    fake.put("workflowruns", one());
+    rest().await;
+    fake.put("pods", squatter(&fake, None, None));
+    fake.calls();
+    fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
+    passes(1).await;
+    let calls = fake.calls();
+    assert!(
+        !calls.iter().any(|it| it.starts_with("delete")),
+        "{calls:#?}"
+    );
+    assert_eq!(phase(&fake), "Cancelled");
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_in_doubt_deletes_what_was_made() {
+    let fake = started().await;
+    fake.rule("create pod a/1", 1, Act::Lose);
+    fake.put("workflowruns", one());
+    rest().await;
+    fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
+    passes(1).await;
+    let calls = fake.calls();
+    assert!(calls.iter().any(|it| it == "delete pod a/1"), "{calls:#?}");
+    assert_eq!(phase(&fake), "Cancelled");
+    assert_eq!(fake.count("pods"), 0);
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_comes_after_all_is_deleted_again() {
+    for run_is_over in [true, false] {
+        let fake = started().await;
+        fake.rule("create pod a/1", 1, Act::Haunt(Duration::from_secs(5)));
+        let template = if run_is_over {
+            json!({"a": node(&[])})
+        } else {
+            json!({"a": node(&[]), "z": node(&[])})
+        };
+        fake.put("workflowruns", run_of(&template));
+        rest().await;
+        if !run_is_over {
+            fake.pod_runs("z/1");
+        }
+        fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
+        passes(4).await;
+        assert_eq!(phase(&fake) == "Cancelled", run_is_over);
+        fake.calls();
+        passes(2).await;
+        let calls = fake.calls();
+        assert_eq!(calls[0], "create pod a/1, late");
+        assert!(calls.contains(&"delete pod a/1".to_owned()), "{calls:#?}");
+        assert!(calls.contains(&"strip pod a/1".to_owned()), "{calls:#?}");
+        assert!(fake.pod("a/1").is_none());
+        if !run_is_over {
+            fake.pod_stopped("z/1");
+            passes(2).await;
+        }
+        assert_eq!(phase(&fake), "Cancelled");
+        fake.calls();
+        silence(&fake).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_that_is_tried_again_is_called_off_by_a_cancel() {
+    let fake = started().await;
+    fake.rule("create pod", 1000, QUOTA);
+    fake.put("workflowruns", one());
+    passes(2).await;
+    fake.calls();
+    fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
+    rest().await;
+    assert_eq!(fake.calls(), ["status Cancelled 1/1", "event Cancelled"]);
+    fake.no_rules();
+    silence(&fake).await;
+    assert_eq!(fake.count("pods"), 0);
+    assert_eq!(phases(&fake), ["a Cancelled Cancelled"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_is_waited_for() {
+    let fake = started().await;
+    fake.rule("create pod a/1", 4, QUOTA);
+    fake.put("workflowruns", one());
+    passes(1).await;
+    assert_eq!(phases(&fake), ["a Running NotCreated"]);
+    assert_eq!(
+        message(&fake),
+        "a waits: NotCreated: pods \"x\" is forbidden: exceeded quota: small"
+    );
+    passes(5).await;
+    assert_eq!(fake.created()["a/1"], 1);
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    assert_eq!(entry(&fake, "a")["reason"], Value::Null);
+    fake.calls();
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_right_that_is_missing_can_be_given() {
+    let fake = started().await;
+    let no = "pods is forbidden: User \"apscli\" cannot create resource \"pods\"";
+    fake.rule("create pod a/1", 1000, Act::Refuse(403, "Forbidden", no));
+    fake.put("workflowruns", one());
+    passes(120).await;
+    let calls = fake.calls();
+    assert!(
+        calls.len() < 25,
+        "{} calls in two minutes: {calls:#?}",
+        calls.len()
+    );
+    assert!(
+        message(&fake).contains("cannot create resource"),
+        "{}",
+        message(&fake)
+    );
+    fake.no_rules();
+    passes(20).await;
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    fake.calls();
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_admission_will_never_take_ends_the_node() {
+    for (code, reason, text) in [
+        (
+            403,
+            "Forbidden",
+            "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": runAsNonRoot",
+        ),
+        (
+            422,
+            "Invalid",
+            "Pod \"x\" is invalid: spec.containers[0].image: Required value",
+        ),
+        (
+            400,
+            "BadRequest",
+            "admission webhook \"policy\" denied the request",
+        ),
+        (413, "RequestEntityTooLarge", "limit is 3145728"),
+    ] {
+        let fake = started().await;
+        fake.rule("create pod a/1", 1, Act::Refuse(code, reason, text));
+        fake.put("workflowruns", one());
+        passes(1).await;
+        assert_eq!(phases(&fake), ["a Error NotStarted"]);
+        assert_eq!(message(&fake), format!("a: {text}"));
+        assert_eq!(phase(&fake), "Failed");
+        fake.calls();
+        silence(&fake).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_on_an_old_version_is_derived_again() {
+    let fake = started().await;
+    fake.rule("status", 1, Act::Stall(Duration::from_millis(50)));
+    fake.put(
+        "workflowruns",
+        run_of(&json!({"a": node(&[]), "b": node(&["a"])})),
+    );
+    rest().await;
+    fake.hold_watch("workflowruns");
+    fake.merge("workflowruns", "r", &json!({"spec": {"suspend": true}}));
+    passes(1).await;
+    let calls = fake.calls();
+    assert_eq!(
+        calls,
+        [
+            "create pod a/1",
+            "status -> 409",
+            "get workflowruns r",
+            "status Suspended 0/2",
+            "event Suspended"
+        ]
+    );
+    fake.release_watch("workflowruns");
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert_eq!(fake.calls(), ["status Suspended 1/2"]);
+    silence(&fake).await;
+    assert_eq!(fake.run()["status"]["observedGeneration"], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_whose_answer_is_lost_is_told_of_once() {
+    let fake = started().await;
+    fake.rule("status", 1, Act::Lose);
+    fake.put("workflowruns", one());
+    passes(2).await;
+    let calls = fake.calls();
+    assert_eq!(
+        calls.iter().filter(|it| *it == "event Running").count(),
+        1,
+        "{calls:#?}"
+    );
+    fake.pod_ends("a/1", ok());
+    passes(2).await;
+    assert_eq!(fake.calls(), ["status Succeeded 1/1", "event Succeeded"]);
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_faster_than_the_answer_hides_nothing() {
+    let fake = started().await;
+    fake.rule("status", 1, Act::Late(Duration::from_millis(50)));
+    fake.put("workflowruns", one());
+    passes(1).await;
+    assert_eq!(
+        fake.calls(),
+        [
+            "create pod a/1",
+            "status Running 0/1",
+            "event Running",
+            "status Running 0/1"
+        ]
+    );
+    // The spec changes between our own write and its answer.
+    fake.rule("status", 1, Act::Late(Duration::from_millis(50)));
+    fake.pod_runs("a/1");
+    rest().await;
+    fake.merge("workflowruns", "r", &json!({"spec": {"suspend": true}}));
+    passes(1).await;
+    assert_eq!(fake.run()["status"]["observedGeneration"], 2);
+    assert_eq!(phase(&fake), "Suspended");
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert_eq!(fake.run()["status"]["observedGeneration"], 2);
+    fake.calls();
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_cannot_be_read_says_so_and_stops_nobody() {
+    let fake = started().await;
+    let mut bad = run(&json!({"template": {}, "parallelism": "many"}));
+    bad["metadata"]["name"] = json!("bad");
+    fake.put("workflowruns", bad);
+    fake.put("workflowruns", one());
+    passes(10).await;
+    let calls = fake.calls();
+    assert_eq!(
+        calls.iter().filter(|it| *it == "status Error -").count(),
+        1,
+        "{calls:#?}"
+    );
+    let bad = fake.get("workflowruns", "bad").unwrap();
+    assert!(
+        bad["status"]["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("the run cannot be read: ")
+    );
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    fake.calls();
+    silence(&fake).await;
+    // Not even after a restart is it said again.
+    operate(&fake, options());
+    passes(10).await;
+    let calls = fake.calls();
+    assert!(
+        !calls.iter().any(|it| it.starts_with("status")),
+        "{calls:#?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_deleted_starts_nothing_more() {
+    let fake = started().await;
+    let template = json!({"a": node(&[]), "b": node(&["a"]), "c": node(&[])});
+    fake.rule("create pod c/1", 1000, QUOTA);
+    fake.put("workflowruns", run_of(&template));
+    passes(1).await;
+    fake.pod_runs("a/1");
+    passes(1).await;
+    fake.calls();
+    fake.delete("workflowruns", "r");
+    rest().await;
+    fake.no_rules();
+    fake.pod_ends("a/1", ok());
+    silence(&fake).await;
+    // The finalizers of its pods come off when the collector gets to them.
+    fake.collect_garbage();
+    passes(1).await;
+    assert_eq!(fake.count("pods"), 0);
+    let calls = fake.calls();
+    assert_eq!(calls.last().unwrap(), "strip pod a/1");
+    silence(&fake).await;
+    assert_eq!(fake.created().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_being_deleted_starts_nothing_more() {
+    let fake = started().await;
+    let mut held = run_of(&json!({"a": node(&[]), "b": node(&["a"])}));
+    held["metadata"]["finalizers"] = json!(["example.org/mine"]);
+    fake.put("workflowruns", held);
+    passes(1).await;
+    fake.pod_runs("a/1");
+    passes(1).await;
+    fake.calls();
+    fake.delete("workflowruns", "r");
+    fake.pod_ends("a/1", ok());
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_waited_for_the_record_of_a_deleted_run_are_let_go() {
+    let fake = started().await;
+    fake.put(
+        "workflowruns",
+        run_of(&json!({"a": node(&[]), "b": node(&["a"])})),
+    );
+    passes(1).await;
+    fake.pod_runs("a/1");
+    passes(1).await;
+    fake.rule("status", 1000, Act::Refuse(500, "InternalError", "etcd"));
+    let name = fake.pod_name("a/1");
+    fake.delete("pods", &name);
+    fake.pod_stopped("a/1");
+    passes(1).await;
+    assert_eq!(fake.count("pods"), 1, "its end is not on record");
+    fake.delete("workflowruns", "r");
+    passes(1).await;
+    fake.no_rules();
+    passes(60).await;
+    assert_eq!(fake.count("pods"), 0);
+    fake.calls();
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_made_again_under_its_name_has_pods_of_its_own() {
+    let fake = started().await;
+    fake.put("workflowruns", one());
+    passes(1).await;
+    let first = fake.pod_name("a/1");
+    fake.pod_runs("a/1");
+    passes(1).await;
+    fake.calls();
+    fake.delete("workflowruns", "r");
+    fake.put("workflowruns", one());
+    rest().await;
+    assert_eq!(
+        fake.calls(),
+        ["create pod a/1", "status Running 0/1", "event Running"]
+    );
+    fake.collect_garbage();
+    passes(1).await;
+    fake.merge("pods", &first, &json!({"metadata": {"labels": {"x": "y"}}}));
+    passes(1).await;
+    // Its kubelet stops the first one; nobody takes that for the second one's end.
+    let uid = fake.run()["metadata"]["uid"].clone();
+    assert_eq!(phase(&fake), "Running");
+    assert_eq!(fake.run()["metadata"]["uid"], uid);
+    assert_eq!(fake.created()["a/1"], 2, "one for each run");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_vanished_is_asked_for_before_it_is_lost() {
+    let fake = started().await;
+    fake.put("workflowruns", one());
+    passes(1).await;
+    fake.pod_runs("a/1");
+    passes(1).await;
+    fake.calls();
+    fake.pod_vanishes("a/1");
+    rest().await;
+    assert_eq!(
+        fake.calls(),
+        ["get pod ?", "status Failed 1/1", "event Failed"]
+    );
+    assert_eq!(phases(&fake), ["a Error Lost"]);
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_attempt_is_on_record_before_its_pod_is_made() {
+    let fake = started().await;
+    fake.put(
+        "workflowruns",
+        run(&json!({"template": {"a": node(&[])}, "onLost": "Retry"})),
+    );
+    for attempt in 1..=3 {
+        passes(1).await;
+        let name = format!("a/{attempt}");
+        fake.pod_runs(&name);
+        passes(1).await;
+        fake.calls();
+        fake.pod_vanishes(&name);
+        rest().await;
+        let calls = fake.calls();
+        if attempt < 3 {
+            assert_eq!(
+                calls,
+                [
+                    "get pod ?".to_owned(),
+                    "status Running 0/1".to_owned(),
+                    format!("create pod a/{}", attempt + 1)
+                ]
+            );
+        } else {
+            assert_eq!(calls, ["get pod ?", "status Failed 1/1", "event Failed"]);
+        }
+    }
+    silence(&fake).await;
+    assert_eq!(entry(&fake, "a")["attempt"], 3);
+    assert_eq!(phases(&fake), ["a Error Lost"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_never_was_is_not_believed() {
+    let fake = started().await;
+    fake.put("workflowruns", one());
+    passes(1).await;
+    fake.pod_runs("a/1");
+    passes(1).await;
+    fake.calls();
+    fake.say("pods", "DELETED", &fake.pod("a/1").unwrap());
+    rest().await;
+    assert_eq!(fake.calls(), ["get pod a/1"]);
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    fake.calls();
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn news_older_than_what_is_known_are_dropped() {
+    let fake = started().await;
+    fake.put("workflowruns", one());
+    passes(1).await;
+    let mut old = fake.pod("a/1").unwrap();
+    fake.pod_runs("a/1");
+    passes(1).await;
+    fake.calls();
+    old["status"] = json!({"phase": "Failed", "reason": "Evicted"});
+    old["metadata"]["resourceVersion"] = json!("1");
+    fake.say("pods", "MODIFIED", &old);
+    // Of another pod under this name, as well.
+    let mut other = fake.pod("a/1").unwrap();
+    other["metadata"]["uid"] = json!("another");
+    other["status"] = json!({"phase": "Failed", "reason": "Evicted"});
+    fake.say("pods", "MODIFIED", &other);
+    let mut run = fake.run();
+    run["metadata"]["resourceVersion"] = json!("1");
+    run["spec"]["cancel"] = json!(true);
+    run["metadata"]["generation"] = json!(0);
+    fake.say("workflowruns", "MODIFIED", &run);
+    silence(&fake).await;
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_are_missing_from_a_new_list_are_asked_for() {
+    let fake = started().await;
+    let template = json!({"a": node(&[]), "b": node(&[])});
+    fake.put("workflowruns", run_of(&template));
+    passes(1).await;
+    fake.pod_runs("a/1");
+    fake.pod_runs("b/1");
+    passes(1).await;
+    fake.calls();
+    fake.hold_watch("pods");
+    fake.pod_vanishes("a/1");
+    fake.forget_watch("pods");
+    passes(20).await;
+    let calls = fake.calls();
+    assert_eq!(calls, ["list pods", "get pod ?", "status Running 1/2"]);
+    assert_eq!(phases(&fake), ["a Error Lost", "b Running"]);
+    fake.pod_ends("b/1", ok());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Failed");
+    fake.calls();
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_the_watch_never_told_is_found_in_a_new_list() {
+    let fake = started().await;
+    fake.put("workflowruns", one());
+    passes(1).await;
+    fake.calls();
+    fake.hold_watch("pods");
+    fake.pod_runs("a/1");
+    fake.pod_ends("a/1", ok());
+    fake.forget_watch("pods");
+    passes(20).await;
+    assert_eq!(
+        fake.calls(),
+        ["list pods", "status Succeeded 1/1", "event Succeeded"]
+    );
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_without_a_whole_result_is_an_error() {
+    let whole = crate::executor::frame::encode(&crate::engine::event::Outcome::silent(ok()), 4096);
+    for (text, code, reason) in [
+        ("", 0, "Completed"),
+        (&whole[..whole.len() / 2], 0, "Completed"),
+        ("", 137, "OOMKilled"),
+        ("no such file", 128, "StartError"),
+    ] {
+        let fake = started().await;
+        fake.put("workflowruns", one());
+        passes(1).await;
+        fake.pod_says("a/1", code, text, reason);
+        passes(1).await;
+        assert_eq!(phase(&fake), "Failed", "{text:?}");
+        let word = if reason == "StartError" {
+            "NotStarted"
+        } else {
+            "NoResult"
+        };
+        assert_eq!(phases(&fake), [format!("a Error {word}")]);
+        assert_eq!(entry(&fake, "a")["returnCode"], 0);
+        fake.calls();
+        silence(&fake).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_cancelled_before_its_record_makes_no_pod() {
+    let fake = started().await;
+    let pinned = pinned(&fake);
+    fake.rule("status", 1, Act::Stall(Duration::from_millis(200)));
+    fake.put("workflowruns", pinned);
+    rest().await;
+    fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
+    passes(5).await;
+    assert_eq!(phase(&fake), "Cancelled");
+    assert_eq!(fake.created().len(), 0);
+    fake.calls();
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_cannot_be_written_does_not_make_anybody_busy() {
+    let fake = started().await;
+    fake.rule("status", 1000, Act::Refuse(500, "InternalError", "etcd"));
+    fake.put("workflowruns", one());
+    passes(1).await;
+    fake.pod_ends("a/1", ok());
+    passes(120).await;
+    let calls = fake.calls();
+    assert!(calls.len() < 30, "{} calls in two minutes", calls.len());
+    fake.no_rules();
+    passes(20).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    fake.calls();
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_never_comes_ends_the_node() {
+    let fake = started().await;
+    fake.put("workflowruns", one());
+    passes(1).await;
+    let name = fake.pod_name("a/1");
+    let now = fake.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let status = json!({"phase": "Pending", "startTime": now, "containerStatuses": [
+        {"name": "node", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+         "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]});
+    let mut pod = fake.pod("a/1").unwrap();
+    pod["status"] = status;
+    pod["metadata"]["resourceVersion"] = json!("9999");
+    fake.say("pods", "MODIFIED", &pod);
+    passes(10).await;
+    assert_eq!(message(&fake), "a waits: ImagePullBackOff: no such image");
+    passes(310).await;
+    assert_eq!(phases(&fake), ["a Error NotStarted"]);
+    assert_eq!(phase(&fake), "Failed");
+    fake.calls();
+    silence(&fake).await;
+    assert!(fake.get("pods", &name).is_some());
+}

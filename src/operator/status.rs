@@ -318,7 +318,7 @@ pub fn cancelled<'a>(
     recorded: Option<crate::api::workflow_run::CancelCause>,
     mut entries: impl Iterator<Item = &'a &'a NodeStatus>,
 ) -> Option<CancelCause> {
-    let mut told = || {
+    let told = || {
         let of_cancel = |entry: &&&NodeStatus| entry.reason_word() == Some(ReasonWord::Cancelled);
         entries.find(of_cancel).map(|entry| cause(entry))
     };

@@ -353,12 +353,9 @@ fn every_option_of_the_program_is_in_the_readme() {
         "list",
         "register",
         "unregister",
-<<<<<<< HEAD
         "package",
         "strip-finalizers",
-=======
         "crd",
->>>>>>> api-work
         "completions",
     ] {
         assert!(

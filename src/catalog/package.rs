@@ -379,8 +379,16 @@ impl<'a> Packer<'a> {
     /// Finds and checks the files of a service.
     fn find(&mut self, fqsn: String, service: Service) -> Option<Found> {
         let before = self.errors.len();
-        if let Err(error) = fqsn.parse::<Fqsn>() {
-            self.refuse_service(&fqsn, error.to_string());
+        let name: Fqsn = match fqsn.parse() {
+            Ok(name) => name,
+            Err(error) => {
+                self.refuse_service(&fqsn, format!("{error}"));
+                return None;
+            }
+        };
+        // A category in two files is listed, but nothing of it runs.
+        if let Err(error) = Catalogue::new(self.root.clone()).find(&name) {
+            self.errors.push(error.into());
             return None;
         }
         self.inside(&service.category)?;
@@ -415,7 +423,17 @@ impl<'a> Packer<'a> {
                 template.graph(Filling::Later)?;
                 template.spec(Filling::Later)
             }) {
-                Ok(spec) => specs.push((path.clone(), folder.clone(), spec)),
+                Ok(spec) => {
+                    // An object has the text without its file's name.
+                    if let Err(problems) = Template::read("templateText", &text) {
+                        let why = format!(
+                            "is read as another format where its name does not tell which: \
+                             {problems}"
+                        );
+                        self.refuse_file(path, why);
+                    }
+                    specs.push((path.clone(), folder.clone(), spec));
+                }
                 Err(problems) => self.errors.push(problems.into()),
             }
             self.folder(&folder);

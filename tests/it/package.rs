@@ -274,6 +274,22 @@ fn a_broken_catalogue_is_refused() {
     ] {
         assert!(said.contains(part), "{part} is not in:\n{said}");
     }
+    let twice = place(NODE);
+    twice.write(
+        "meta/cat.yaml",
+        "svc: {workflow_template_path: svc/1.template}",
+    );
+    assert!(refusal(&twice).contains("cat.svc: its category stands in two files"));
+    // YAML that begins as JSON does.
+    let named = place(NODE);
+    let entry = r#"{"svc": {"workflow_template_path": "svc/t.yaml"}}"#;
+    named.write("meta/cat.json", entry);
+    named.write("meta/svc/t.yaml", "{a: {action: {type: cmd, cmd: echo}}}");
+    let said = refusal(&named);
+    assert!(
+        said.contains("svc/t.yaml: is read as another format"),
+        "{said}"
+    );
     let empty = Place::new();
     fs::create_dir(empty.path("meta")).unwrap();
     assert!(refusal(&empty).contains("there is no service in it"));

@@ -14,19 +14,17 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::api::service::{ParamDecl, ScriptSource, Service, ServiceVersion};
 use crate::api::workflow_run::{ExecutorKind, PodOverrides};
-use crate::api::{Object, object_to_value};
+use crate::api::Object;
 use crate::engine::name::{Fqsn, FqsnError};
-use crate::template::Template;
-use crate::value::Problems;
+use crate::template::{Filling, Template};
 
 use super::category::{self, ENDINGS};
 use super::gzip;
@@ -58,35 +56,6 @@ pub enum Written {
     Object(Object),
 }
 
-impl Written {
-    /// The template, unfilled.
-    ///
-    /// # Errors
-    /// Where the text is no JSON or YAML.
-    pub fn read(&self) -> Result<Template, Problems> {
-        match self {
-            Self::Text { name, text } => Template::read(name, text),
-            Self::Object(object) => {
-                let value = object_to_value(object);
-                Ok(Template::from_value("the service's template", &value))
-            }
-        }
-    }
-
-    /// The SHA-256 of the text, or of the object as compact JSON, in hexadecimal.
-    #[must_use]
-    pub fn hash(&self) -> String {
-        let digest = match self {
-            Self::Text { text, .. } => Sha256::digest(text),
-            Self::Object(object) => Sha256::digest(object_to_value(object).to_string()),
-        };
-        digest.iter().fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
-    }
-}
-
 /// A service, and all that a run of it needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
@@ -104,12 +73,25 @@ pub struct Found {
     pub params: Vec<ParamDecl>,
     /// `ConfigMaps` with its scripts.
     pub scripts: Vec<ScriptSource>,
+    /// Files that lie beside its template, where it was found in `ConfigMaps`.
+    pub files: Vec<Files>,
     /// The image that its nodes run in.
     pub image: Option<String>,
     /// What carries out its nodes.
     pub executor: Option<ExecutorKind>,
     /// Further properties of its pods.
     pub pod: Option<PodOverrides>,
+}
+
+/// Files of one folder.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Files {
+    /// The folder, relative to that of the template; empty: that folder itself.
+    pub path: String,
+    /// Texts by file name.
+    pub data: BTreeMap<String, String>,
+    /// Other files by name.
+    pub binary_data: BTreeMap<String, ByteString>,
 }
 
 /// Why there is nothing to run under a name.
@@ -135,12 +117,12 @@ pub enum NotFound {
         sources: Vec<String>,
     },
     /// It has no such version.
-    #[error("{source_}: {fqsn}: {why}")]
+    #[error("{place}: {fqsn}: {why}")]
     Version {
         /// The name.
         fqsn: String,
         /// Where it was found.
-        source_: String,
+        place: String,
         /// Which versions there are.
         why: String,
     },
@@ -235,7 +217,7 @@ impl Asked<'_> {
     fn no_version(&self, source: &str, why: String) -> NotFound {
         NotFound::Version {
             fqsn: self.fqsn.to_owned(),
-            source_: source.to_owned(),
+            place: source.to_owned(),
             why,
         }
     }
@@ -247,32 +229,26 @@ impl Asked<'_> {
         let found: Vec<&Service> = services.filter(|it| it.spec.fqsn == self.fqsn).collect();
         match found.as_slice() {
             [] => Ok(None),
-            [service] => self.from_service(service).map(Some),
+            [service] => self.of_service(service).map(Some),
             several => Err(self.twice(several.iter().map(|it| service_source(it)).collect())),
         }
     }
 
-    fn from_service(&self, service: &Service) -> Result<Found, NotFound> {
+    fn of_service(&self, service: &Service) -> Result<Found, NotFound> {
         let source = service_source(service);
         let spec = &service.spec;
-        let versions: BTreeMap<String, &ServiceVersion> = (spec.versions.iter())
-            .map(|it| (it.version.clone(), it))
-            .collect();
-        let only = match spec.versions.as_slice() {
-            [only] => Some(only.version.as_str()),
-            _ => None,
-        };
-        let default = spec.default_version.as_deref().or(only);
-        let (version, chosen) = category::choose(&versions, default, self.version)
+        let chosen = spec
+            .version(self.version)
             .map_err(|why| self.no_version(&source, why))?;
         let template = written(&source, chosen).map_err(|why| self.unreadable(why))?;
         Ok(Found {
             namespace: service.namespace().unwrap_or_default(),
             fqsn: self.fqsn.to_owned(),
-            version: version.to_owned(),
+            version: chosen.version.clone(),
             template,
             params: chosen.params.clone(),
             scripts: spec.scripts.clone(),
+            files: Vec::new(),
             image: spec.image.clone(),
             executor: spec.executor,
             pod: spec.pod.clone(),
@@ -304,7 +280,7 @@ impl Asked<'_> {
             // It may stand in the one that cannot be read.
             [] if !unread.is_empty() => Err(self.unreadable(unread.join("; "))),
             [] => Ok(None),
-            [entry] => self.from_entry(&folder, entry, &maps).map(Some),
+            [entry] => self.of_entry(&folder, entry, &maps).map(Some),
             several => Err(self.twice(several.iter().map(|it| it.source.clone()).collect())),
         }
     }
@@ -327,7 +303,7 @@ impl Asked<'_> {
         }))
     }
 
-    fn from_entry(
+    fn of_entry(
         &self,
         folder: &str,
         Entry {
@@ -341,28 +317,7 @@ impl Asked<'_> {
         let (version, path) = category::choose(&entry.templates, default, self.version)
             .map_err(|why| self.no_version(source, why))?;
         let unreadable = |why: String| self.unreadable(format!("{source}: {why}"));
-        let key = template_key(path).map_err(unreadable)?;
-        let holders: Vec<&ConfigMap> = (maps.iter().copied())
-            .filter(|map| bytes(map, &key).is_some())
-            .collect();
-        let holder = match holders.as_slice() {
-            [holder] => holder,
-            [] => {
-                let looked: Vec<String> = maps.iter().map(|map| map_source(map)).collect();
-                return Err(unreadable(format!(
-                    "version {version}: there is no key {key} for the template {path} in folder \
-                     `{folder}`: looked at {}. {LIMIT}",
-                    looked.join(", ")
-                )));
-            }
-            several => {
-                let both: Vec<String> = several.iter().map(|map| key_source(map, &key)).collect();
-                return Err(unreadable(format!(
-                    "version {version}: there is more than one template {path}: {}",
-                    both.join(" and ")
-                )));
-            }
-        };
+        let (holder, key) = template_at(maps, folder, version, path).map_err(unreadable)?;
         let text = text(holder, &key).unwrap_or_else(|| Ok(String::new()));
         Ok(Found {
             source: source.clone(),
@@ -375,6 +330,7 @@ impl Asked<'_> {
             },
             params: Vec::new(),
             scripts: Vec::new(),
+            files: beside(maps, &key).map_err(unreadable)?,
             image: None,
             executor: None,
             pod: None,
@@ -382,8 +338,209 @@ impl Asked<'_> {
     }
 }
 
+/// The `ConfigMap` that has a template, and the key in it; or in words why there is none.
+fn template_at<'m>(
+    maps: &[&'m ConfigMap],
+    folder: &str,
+    version: &str,
+    path: &str,
+) -> Result<(&'m ConfigMap, String), String> {
+    let key = template_key(path)?;
+    let holders: Vec<&ConfigMap> = (maps.iter().copied())
+        .filter(|map| bytes(map, &key).is_some())
+        .collect();
+    match holders.as_slice() {
+        [holder] => Ok((holder, key)),
+        [] => {
+            let looked: Vec<String> = maps.iter().map(|map| map_source(map)).collect();
+            Err(format!(
+                "version {version}: there is no key {key} for the template {path} of folder \
+                 `{folder}`: looked at {}. {LIMIT}",
+                looked.join(", ")
+            ))
+        }
+        several => {
+            let all: Vec<String> = several.iter().map(|map| key_source(map, &key)).collect();
+            Err(format!(
+                "version {version}: there is more than one template {path}: {}",
+                all.join(" and ")
+            ))
+        }
+    }
+}
+
+/// The files of a template's folder and of the folders below it, but for templates and category
+/// files; or in words, which of them is there twice.
+fn beside(maps: &[&ConfigMap], template: &str) -> Result<Vec<Files>, String> {
+    let prefix = match template.rsplit_once(SLASH) {
+        Some((folder, _)) => format!("{folder}{SLASH}"),
+        None => String::new(),
+    };
+    let templates: Vec<String> = categories(maps)
+        .filter_map(|(_, _, entries)| entries.ok())
+        .flatten()
+        .filter_map(|(_, _, entry)| entry.ok())
+        .flat_map(|entry| entry.templates.into_values())
+        .filter_map(|path| template_key(&path).ok())
+        .collect();
+    let mut folders: BTreeMap<String, Files> = BTreeMap::new();
+    for map in maps {
+        let texts = map.data.iter().flatten();
+        let texts = texts.map(|(key, text)| (key, Ok(text)));
+        let others = map.binary_data.iter().flatten();
+        let others = others.map(|(key, bytes)| (key, Err(bytes)));
+        for (key, content) in texts.chain(others) {
+            let Some(rest) = key.strip_prefix(&prefix).filter(|rest| !rest.is_empty()) else {
+                continue;
+            };
+            if category_stem(key).is_some() || templates.contains(key) {
+                continue;
+            }
+            let (path, name) = place(rest);
+            let files = folders.entry(path).or_default();
+            if files.data.contains_key(name) || files.binary_data.contains_key(name) {
+                return Err(format!(
+                    "there is more than one file {key}, the second in {}",
+                    map_source(map)
+                ));
+            }
+            match content {
+                Ok(text) => drop(files.data.insert(name.to_owned(), text.clone())),
+                Err(bytes) => drop(files.binary_data.insert(name.to_owned(), bytes.clone())),
+            }
+        }
+    }
+    let folders = folders.into_iter();
+    Ok(folders.map(|(path, files)| Files { path, ..files }).collect())
+}
+
+/// Folder and name of the file that a key stands for.
+fn place(key: &str) -> (String, &str) {
+    // Names in which the underscores are no slash.
+    let packages = ["__init__.py", "__main__.py"];
+    let package = packages.iter().find_map(|name| {
+        let folder = key.strip_suffix(name)?.strip_suffix(SLASH)?;
+        Some((folder, *name))
+    });
+    let whole = (String::new(), key);
+    if packages.contains(&key) {
+        return whole;
+    }
+    let Some((folder, name)) = package.or_else(|| key.rsplit_once(SLASH)) else {
+        return whole;
+    };
+    let path = folder.replace(SLASH, "/");
+    let is_name = |segment: &str| !["", ".", ".."].contains(&segment);
+    if is_name(name) && path.split('/').all(is_name) {
+        (path, name)
+    } else {
+        whole
+    }
+}
+
+/// The category that a key stands for; none: it is no category file. Templates and parameter
+/// files may lie beside.
+fn category_stem(key: &str) -> Option<&str> {
+    let (stem, ending) = key.rsplit_once('.')?;
+    let is_category = ENDINGS.contains(&ending) && !stem.contains('.') && !stem.contains(SLASH);
+    is_category.then_some(stem)
+}
+
+type Parsed = (String, String, Result<category::Entry, String>);
+
+/// All category files of a folder, each with its entries: category, service and what it is.
+fn categories<'m>(
+    maps: &[&'m ConfigMap],
+) -> impl Iterator<Item = (&'m ConfigMap, String, Result<Vec<Parsed>, String>)> {
+    maps.iter().flat_map(|map| {
+        let keys = map.data.iter().flat_map(BTreeMap::keys);
+        let keys = keys.chain(map.binary_data.iter().flat_map(BTreeMap::keys));
+        keys.filter_map(|key| {
+            let stem = category_stem(key)?;
+            let source = key_source(map, key);
+            let entries = text(map, key)?.and_then(|text| {
+                category::parse(&source, &text).map_err(|problems| problems.to_string())
+            });
+            let entries = entries.map(|entries| {
+                let entries = entries.into_iter().map(|(name, value)| {
+                    let entry = category::entry(&source, &name, &value);
+                    (stem.to_owned(), name, entry.map_err(|it| it.to_string()))
+                });
+                entries.collect()
+            });
+            Some((*map, source, entries))
+        })
+    })
+}
+
+/// The catalogue that a `ConfigMap` is part of: its namespace and folder; none: of no catalogue.
+#[must_use]
+pub fn folder_of(map: &ConfigMap) -> Option<(String, String)> {
+    let folder = catalogue_folder(map)?;
+    Some((map.namespace().unwrap_or_default(), folder.to_owned()))
+}
+
+/// What is wrong with a folder of a catalogue, whose `ConfigMaps` these are: each problem with
+/// the one that says what cannot be had.
+#[must_use]
+pub fn problems<'m>(folder: &str, maps: &[&'m ConfigMap]) -> Vec<(&'m ConfigMap, String)> {
+    let mut problems = Vec::new();
+    let mut seen: BTreeMap<(String, String), String> = BTreeMap::new();
+    for (map, source, entries) in categories(maps) {
+        let mut wrong = |why: String| problems.push((map, why));
+        let entries = match entries {
+            Ok(entries) => entries,
+            Err(why) => {
+                wrong(why);
+                continue;
+            }
+        };
+        for (category, name, entry) in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(why) => {
+                    wrong(why);
+                    continue;
+                }
+            };
+            let path = folder.replace('/', ".");
+            let fqsn = [path.as_str(), &category, &name].join(".");
+            let fqsn = fqsn.trim_start_matches('.');
+            if let Err(error) = fqsn.parse::<Fqsn>() {
+                wrong(format!("{source}: {error}"));
+            }
+            if let Some(first) = seen.insert((category, name), source.clone()) {
+                wrong(format!(
+                    "there is more than one service {fqsn}: {first} and {source}"
+                ));
+            }
+            let default = entry.default_version.as_deref();
+            if let (Some(_), Err(why)) =
+                (default, category::choose(&entry.templates, default, None))
+            {
+                wrong(format!("{source}: {fqsn}: {why}"));
+            }
+            for (version, path) in &entry.templates {
+                if let Err(why) = check(maps, folder, version, path) {
+                    wrong(format!("{source}: {fqsn}: {why}"));
+                }
+            }
+        }
+    }
+    problems
+}
+
+fn check(maps: &[&ConfigMap], folder: &str, version: &str, path: &str) -> Result<(), String> {
+    let (holder, key) = template_at(maps, folder, version, path)?;
+    let text = text(holder, &key).unwrap_or_else(|| Ok(String::new()))?;
+    Template::read(&key_source(holder, &key), &text)
+        .and_then(|template| template.graph(Filling::Later))
+        .map(drop)
+        .map_err(|problems| problems.to_string())
+}
+
 /// The template of a version of a service, or in words why there is none.
-pub fn written(source: &str, version: &ServiceVersion) -> Result<Written, String> {
+fn written(source: &str, version: &ServiceVersion) -> Result<Written, String> {
     match (&version.template, &version.template_text) {
         (Some(object), None) => Ok(Written::Object(object.clone())),
         (None, Some(text)) => Ok(Written::Text {
@@ -403,8 +560,7 @@ pub fn written(source: &str, version: &ServiceVersion) -> Result<Written, String
 }
 
 /// What to call a `Service`.
-#[must_use]
-pub fn service_source(service: &Service) -> String {
+fn service_source(service: &Service) -> String {
     let namespace = service.namespace().unwrap_or_default();
     format!("Service {namespace}/{}", service.name_any())
 }
@@ -490,4 +646,314 @@ fn template_key(path: &str) -> Result<String, String> {
         ));
     }
     Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const TEMPLATE: &str = r#"{"a": {"action": {"type": "cmd", "cmd": "true"}}}"#;
+    const NAME: &str = "oracle.peo.cloud.vm";
+
+    fn service(namespace: &str, name: &str, fqsn: &str, versions: &[&str]) -> Service {
+        let versions: Vec<_> = (versions.iter())
+            .map(|version| json!({"version": version, "templateText": format!("{TEMPLATE} ")}))
+            .collect();
+        serde_json::from_value(json!({
+            "apiVersion": "apscli.dev/v1alpha1",
+            "kind": "Service",
+            "metadata": {"namespace": namespace, "name": name},
+            "spec": {"fqsn": fqsn, "versions": versions},
+        }))
+        .unwrap()
+    }
+
+    fn map(namespace: &str, name: &str, folder: &str, data: &[(&str, &str)]) -> ConfigMap {
+        let data: serde_json::Map<String, serde_json::Value> =
+            data.iter().map(|(key, text)| ((*key).to_owned(), json!(text))).collect();
+        serde_json::from_value(json!({
+            "metadata": {
+                "namespace": namespace,
+                "name": name,
+                "labels": {LABEL: "true"},
+                "annotations": {FOLDER: folder},
+            },
+            "data": data,
+        }))
+        .unwrap()
+    }
+
+    fn category(service: &str, path: &str) -> String {
+        json!({service: {"version": 1.0, "workflow_template_path": path}}).to_string()
+    }
+
+    fn look(services: &[Service], maps: &[ConfigMap]) -> Result<Found, NotFound> {
+        find(NAME, None, "team", "shared", services.iter(), maps.iter())
+    }
+
+    fn failure(services: &[Service], maps: &[ConfigMap]) -> String {
+        look(services, maps).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_first_level_that_has_it_counts() {
+        let entry = category("vm", "templates/vm.template");
+        let files = [("cloud.json", entry.as_str()), ("templates__vm.template", TEMPLATE)];
+        let services = [
+            service("team", "vm", NAME, &["1"]),
+            service("shared", "vm", NAME, &["1"]),
+            service("other", "vm", NAME, &["1"]),
+        ];
+        let maps = [
+            map("team", "peo", "oracle/peo", &files),
+            map("shared", "peo", "/oracle/peo/", &files),
+            map("other", "peo", "oracle/peo", &files),
+        ];
+        let sources = |services: &[Service], maps: &[ConfigMap]| {
+            look(services, maps).unwrap().source
+        };
+        assert_eq!(sources(&services, &maps), "Service team/vm");
+        assert_eq!(sources(&services[1..], &maps), "ConfigMap team/peo key cloud.json");
+        assert_eq!(sources(&services[1..], &maps[1..]), "Service shared/vm");
+        assert_eq!(sources(&services[2..], &maps[1..]), "ConfigMap shared/peo key cloud.json");
+        assert_eq!(
+            failure(&services[2..], &maps[2..]),
+            "there is no service oracle.peo.cloud.vm: looked at the Services of namespace team, \
+             the ConfigMaps there with the label apscli.dev/catalog, the Services of namespace \
+             shared, the ConfigMaps there with the label apscli.dev/catalog"
+        );
+        let found = look(&[], &maps).unwrap();
+        assert_eq!(found.version, "1.0");
+        assert_eq!(found.namespace, "team");
+        let name = "ConfigMap team/peo key templates__vm.template".to_owned();
+        let text = TEMPLATE.to_owned();
+        assert_eq!(found.template, Written::Text { name, text });
+    }
+
+    #[test]
+    fn twice_at_one_level_is_an_error_that_names_both() {
+        let services = [
+            service("team", "b", NAME, &["1"]),
+            service("team", "a", NAME, &["1"]),
+        ];
+        assert_eq!(
+            failure(&services, &[]),
+            "there is more than one service oracle.peo.cloud.vm: Service team/a and Service team/b"
+        );
+        let entry = category("vm", "vm.template");
+        let maps = [
+            map("shared", "x", "oracle/peo", &[("cloud.json", &entry)]),
+            map("shared", "y", "oracle/peo", &[("cloud.yaml", &entry)]),
+        ];
+        assert_eq!(
+            failure(&[], &maps),
+            "there is more than one service oracle.peo.cloud.vm: ConfigMap shared/x key \
+             cloud.json and ConfigMap shared/y key cloud.yaml"
+        );
+    }
+
+    #[test]
+    fn versions_are_texts_and_a_missing_one_is_told() {
+        let services = [service("team", "vm", NAME, &["1.1", "1.10"])];
+        let find = |version| find(NAME, version, "team", "team", services.iter(), [].iter());
+        assert_eq!(find(Some("1.10")).unwrap().version, "1.10");
+        assert_eq!(
+            find(Some("1.2")).unwrap_err().to_string(),
+            "Service team/vm: oracle.peo.cloud.vm: it has no version 1.2; its versions are 1.1, \
+             1.10"
+        );
+        assert!(matches!(find(None), Err(NotFound::Version { .. })));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_passed_by() {
+        let entry = category("vm", "vm.template");
+        let sound = map("shared", "peo", "oracle/peo", &[("cloud.json", &entry), ("vm.template", TEMPLATE)]);
+        let broken = map("team", "peo", "oracle/peo", &[("cloud.json", "{\"vm\": ")]);
+        let error = failure(&[], &[broken.clone(), sound.clone()]);
+        assert!(
+            error.starts_with("oracle.peo.cloud.vm cannot be read: ConfigMap team/peo key cloud.json"),
+            "{error}"
+        );
+        // A folder that is not asked for stops nobody.
+        let elsewhere = map("team", "peo", "oracle", &[("cloud.json", "{")]);
+        assert!(look(&[], &[elsewhere, sound.clone()]).is_ok());
+        // What is found beside is found.
+        let twin = map("shared", "z", "oracle/peo", &[("cloud.yml", "- 1")]);
+        assert!(look(&[], &[sound, twin]).is_ok());
+        assert!(matches!(
+            find("vm", None, "n", "n", [].iter(), [].iter()),
+            Err(NotFound::Name(_))
+        ));
+    }
+
+    #[test]
+    fn a_category_may_be_spread_over_several() {
+        let (vm, db) = (category("vm", "./t/../t/vm.json"), category("db", "db.json"));
+        let mut packed = map("team", "c", "oracle/peo", &[]);
+        packed.binary_data = Some(BTreeMap::from([(
+            "t__vm.json".to_owned(),
+            ByteString(gzip::compress(TEMPLATE.as_bytes())),
+        )]));
+        let maps = [
+            map("team", "a", "oracle/peo", &[("cloud.json", &vm)]),
+            map("team", "b", "oracle/peo", &[("cloud.json", &db), ("db.json", TEMPLATE)]),
+            packed,
+        ];
+        let Written::Text { text, .. } = look(&[], &maps).unwrap().template else {
+            panic!("it is a text")
+        };
+        assert_eq!(text, TEMPLATE);
+        let maps: Vec<&ConfigMap> = maps.iter().collect();
+        assert_eq!(problems("oracle/peo", &maps), Vec::new());
+
+        let error = failure(&[], &[maps[0].clone(), maps[1].clone()]);
+        assert!(
+            error.contains("there is no key t__vm.json for the template ./t/../t/vm.json")
+                && error.contains("looked at ConfigMap team/a, ConfigMap team/b")
+                && error.contains("holds 1 MiB in all"),
+            "{error}"
+        );
+        let error = failure(&[], &[maps[0].clone(), maps[2].clone(), maps[2].clone()]);
+        assert!(error.contains("more than one template"), "{error}");
+    }
+
+    #[test]
+    fn a_template_path_stays_below_its_folder() {
+        for path in ["../x", "/etc/passwd", "a/../../x", "a/b/../../../c"] {
+            let error = template_key(path).unwrap_err();
+            assert!(error.contains("leaves the catalogue's folder"), "{error}");
+        }
+        for path in ["", ".", "a b", "ä.template", &"x".repeat(254)] {
+            let error = template_key(path).unwrap_err();
+            assert!(error.contains("cannot be a key"), "{error}");
+        }
+        assert_eq!(template_key("./a//b/../c.template"), Ok("a__c.template".to_owned()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_path_is_a_key_or_refused(path in "[a./_ -]{0,12}") {
+            if let Ok(key) = template_key(&path) {
+                prop_assert!(!key.is_empty() && !key.contains('/'));
+            }
+        }
+
+        #[test]
+        fn no_key_makes_a_place_that_leaves(key in "[a._]{1,12}") {
+            let (path, name) = place(&key);
+            prop_assert!(!["", ".", ".."].contains(&name) || name == key);
+            prop_assert!(path.is_empty() || path.split('/').all(|it| !["", ".", ".."].contains(&it)));
+        }
+    }
+
+    #[test]
+    fn files_beside_a_template_come_with_it() {
+        let entry = json!({
+            "vm": {"workflow_template_path": {"1": "vm/1.template", "2": "vm/2.template"}, "default_version": "2"},
+            "db": {"workflow_template_path": "vm/db.template"},
+        })
+        .to_string();
+        let mut other = map("team", "b", "oracle/peo", &[("vm__lib__x.sh", "x")]);
+        other.binary_data = Some(BTreeMap::from([(
+            "vm__tool".to_owned(),
+            ByteString(vec![0, 255]),
+        )]));
+        let maps = [
+            map(
+                "team",
+                "a",
+                "oracle/peo",
+                &[
+                    ("cloud.json", &entry),
+                    ("vm__1.template", TEMPLATE),
+                    ("vm__2.template", TEMPLATE),
+                    ("vm__db.template", TEMPLATE),
+                    ("vm__foo.py", "def f(): pass"),
+                    ("vm__pkg____init__.py", ""),
+                    ("db__foo.py", ""),
+                    ("foo.py", ""),
+                ],
+            ),
+            other,
+        ];
+        let files = look(&[], &maps).unwrap().files;
+        let names: Vec<(String, Vec<String>)> = (files.into_iter())
+            .map(|it| (it.path, it.data.into_keys().chain(it.binary_data.into_keys()).collect()))
+            .collect();
+        let expected = [
+            ("", vec!["foo.py", "tool"]),
+            ("lib", vec!["x.sh"]),
+            ("pkg", vec!["__init__.py"]),
+        ];
+        let expected = expected.map(|(path, names)| {
+            (path.to_owned(), names.into_iter().map(str::to_owned).collect())
+        });
+        assert_eq!(names, expected);
+
+        let twice = map("team", "c", "oracle/peo", &[("vm__foo.py", "other")]);
+        let error = failure(&[], &[maps[0].clone(), twice]);
+        assert!(error.contains("more than one file vm__foo.py"), "{error}");
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_a_folder_is_told() {
+        let entries = json!({
+            "gone": {"workflow_template_path": "gone.template"},
+            "out": {"workflow_template_path": "../out.template"},
+            "loop": {"workflow_template_path": "loop.template"},
+            "none": 1,
+            "default": {"workflow_template_path": "fine.template", "default_version": "9"},
+            "two words": {"workflow_template_path": "fine.template"},
+            "fine": {"workflow_template_path": "fine.template"},
+        });
+        let cycle = r#"{"a": {"action": {"type": "cmd", "cmd": "true"}, "prev_nodes": ["a"]}}"#;
+        let a = map(
+            "team",
+            "a",
+            "oracle",
+            &[
+                ("cloud.json", &entries.to_string()),
+                ("loop.template", cycle),
+                ("fine.template", TEMPLATE),
+                ("vm.param.json", "no category"),
+                ("sub__x.json", "nor this"),
+            ],
+        );
+        let b = map(
+            "team",
+            "b",
+            "oracle",
+            &[("cloud.yaml", &category("fine", "fine.template")), ("bad.json", "[")],
+        );
+        let found = problems("oracle", &[&a, &b]);
+        let of = |name: &str| -> Vec<&str> {
+            let of = found.iter().filter(|(map, _)| map.name_any() == name);
+            of.map(|(_, problem)| problem.as_str()).collect()
+        };
+        let (of_a, of_b) = (of("a"), of("b"));
+        for (place, expected) in [
+            "there is no key gone.template",
+            "leaves the catalogue's folder",
+            "loop.template",
+            "expected an object with workflow_template_path",
+            "it has no version 9; its versions are 1.0",
+            "a segment holds other than",
+        ]
+        .iter()
+        .enumerate()
+        {
+            assert!(of_a[place].contains(expected), "{of_a:#?}");
+        }
+        assert_eq!(of_a.len(), 6, "{of_a:#?}");
+        assert_eq!(of_b.len(), 2, "{of_b:#?}");
+        assert!(of_b[0].contains("bad.json"), "{of_b:#?}");
+        assert!(
+            of_b[1].contains("more than one service oracle.cloud.fine: ConfigMap team/a key cloud.json and ConfigMap team/b key cloud.yaml"),
+            "{of_b:#?}"
+        );
+    }
 }

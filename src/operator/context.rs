@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::api::workflow_run::{RunPhase, WorkflowRun};
-use crate::catalog::cluster::{self, Found, NotFound};
+use crate::catalog::cluster::{Found, NotFound};
 
 use super::metrics::Metrics;
 use super::options::Options;
@@ -84,16 +84,8 @@ impl Context {
         version: Option<&str>,
         namespace: &str,
     ) -> Result<Found, NotFound> {
-        let services = self.shelves.services.state();
-        let config_maps = self.shelves.config_maps.state();
-        cluster::find(
-            fqsn,
-            version,
-            namespace,
-            &self.options.shared_namespace,
-            services.iter().map(AsRef::as_ref),
-            config_maps.iter().map(AsRef::as_ref),
-        )
+        let shared = &self.options.shared_namespace;
+        self.shelves.find(fqsn, version, namespace, shared)
     }
 
     /// Asks until there is an answer: only for reads without which a run cannot go on.

@@ -1,74 +1,427 @@
-//! The catalogue as the operator knows it: `Service` objects and catalogue `ConfigMaps`.
+//! The catalogue as the operator knows it, and the controller of `Service` objects: each is
+//! checked, and its status says what is wrong with it. `ConfigMaps` of a catalogue belong to their
+//! authors and have no status; what is wrong with them is said by an Event.
 //!
 //! Must not know runs.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures::StreamExt;
+use futures::future::join_all;
 use futures::stream::SelectAll;
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Client;
-use kube::runtime::reflector::{self, Store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
+use kube::runtime::controller::{self, Action};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::Event;
+use kube::{Client, Resource, ResourceExt};
+use serde_json::json;
+use tokio::time::Instant;
 
-use crate::api::service::Service;
+use crate::api::condition::{self, News, READY};
+use crate::api::service::{Service, ServiceStatus, check};
+use crate::catalog::cluster::{self, Found, NotFound};
 
 use super::context::Context;
 use super::health::Health;
-use super::options::Options;
+use super::hub::watch;
+use super::options::{Options, Scope};
 
-/// Label of the `ConfigMaps` that hold catalogues.
-const CATALOG: &str = "apscli.dev/catalog";
+/// How long after a change of a catalogue's `ConfigMaps` it is looked at: what is applied together
+/// comes one by one.
+const SETTLE: Duration = Duration::from_secs(2);
+/// How long until a status that could not be written is written again.
+const LATER: Duration = Duration::from_secs(10);
+/// Most bytes of messages in a status; the object must stay far below 1 MiB.
+const MESSAGES: usize = 64 * 1024;
+
+/// A `Service` that may be one that cannot be read.
+type Guarded = DeserializeGuard<Service>;
+
+/// What is known of a kind: a store for each namespace that is watched, or one for all.
+#[derive(Clone)]
+pub(super) struct Shelf<K>(Vec<Store<K>>)
+where
+    K: reflector::Lookup<DynamicType = ()> + Clone + 'static;
+
+impl<K> Shelf<K>
+where
+    K: reflector::Lookup<DynamicType = ()> + Clone + 'static,
+{
+    /// All objects as they were last seen.
+    pub(super) fn state(&self) -> Vec<Arc<K>> {
+        self.0.iter().flat_map(Store::state).collect()
+    }
+
+    /// Comes back when everything was listed once.
+    async fn ready(&self) {
+        // The writers live as long as the operator works.
+        join_all(self.0.iter().map(Store::wait_until_ready)).await;
+    }
+}
 
 /// What is known of the catalogue.
+#[derive(Clone)]
 pub(super) struct Shelves {
-    pub(super) services: Store<Service>,
-    pub(super) config_maps: Store<ConfigMap>,
+    services: Shelf<Guarded>,
+    config_maps: Shelf<ConfigMap>,
 }
 
 impl Shelves {
     /// Comes back when everything was listed once.
     pub(super) async fn ready(&self) {
-        // The writers live as long as the operator works.
-        let _ = self.services.wait_until_ready().await;
-        let _ = self.config_maps.wait_until_ready().await;
+        self.services.ready().await;
+        self.config_maps.ready().await;
+    }
+
+    /// A service of the catalogue.
+    pub(super) fn find(
+        &self,
+        fqsn: &str,
+        version: Option<&str>,
+        namespace: &str,
+        shared: &str,
+    ) -> Result<Found, NotFound> {
+        let services = self.services.state();
+        let config_maps = self.config_maps.state();
+        cluster::find(
+            fqsn,
+            version,
+            namespace,
+            shared,
+            services.iter().filter_map(|service| service.0.as_ref().ok()),
+            config_maps.iter().map(AsRef::as_ref),
+        )
     }
 }
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The shelves, and what keeps them up to date.
+/// The shelves, and what keeps them up to date and checks what stands there.
 pub(super) fn start(
     client: &Client,
     options: &Options,
-    _health: &Health,
+    health: &Health,
 ) -> (Shelves, impl FnOnce(Arc<Context>) -> Work + use<>) {
-    let (services, services_writer) = reflector::store();
-    let (config_maps, maps_writer) = reflector::store();
-    let config = watcher::Config::default().timeout(30);
-    let mut changes = SelectAll::new();
-    let mut map_changes = SelectAll::new();
-    for api in super::apis::<Service>(client, &options.scope) {
-        changes.push(watcher(api, config.clone()).default_backoff().boxed());
+    let scope = with_shared(options);
+    let mut services = Vec::new();
+    let mut watched_services = Vec::new();
+    for api in super::apis::<Guarded>(client, &scope) {
+        let (store, writer) = reflector::store();
+        services.push(store.clone());
+        let changes = watch(api, None).map(slim).map(Ok);
+        watched_services.push((store, reflector::reflector(writer, changes).boxed()));
     }
-    for api in super::apis::<ConfigMap>(client, &options.scope) {
-        map_changes.push(
-            watcher(api, config.clone().labels(CATALOG))
-                .default_backoff()
-                .boxed(),
-        );
+    let mut config_maps = Vec::new();
+    let mut watched_maps = SelectAll::new();
+    for api in super::apis::<ConfigMap>(client, &scope) {
+        let (store, writer) = reflector::store();
+        config_maps.push(store);
+        let changes = watch(api, Some(cluster::LABEL)).map(slim).map(Ok);
+        watched_maps.push(reflector::reflector(writer, changes).boxed());
     }
     let shelves = Shelves {
-        services,
-        config_maps,
+        services: Shelf(services),
+        config_maps: Shelf(config_maps),
     };
-    let work = move |_| -> Work {
+    let needs = (
+        health.needs("the cache of Services"),
+        health.needs("the cache of catalogue ConfigMaps"),
+    );
+    let known = shelves.clone();
+    let work = move |context: Arc<Context>| -> Work {
         Box::pin(async move {
-            let services = reflector::reflector(services_writer, changes).for_each(|_| async {});
-            let maps = reflector::reflector(maps_writer, map_changes).for_each(|_| async {});
-            tokio::join!(services, maps);
+            let (services_needed, maps_needed) = needs;
+            let listed = async {
+                known.services.ready().await;
+                services_needed.met();
+                known.config_maps.ready().await;
+                maps_needed.met();
+            };
+            let controllers = watched_services.into_iter().map(|(store, changes)| {
+                control(Arc::clone(&context), store, changes)
+            });
+            let maps = &known.config_maps;
+            tokio::join!(
+                listed,
+                join_all(controllers),
+                look_after(&context, maps, watched_maps)
+            );
         })
     };
     (shelves, work)
+}
+
+/// The namespaces that the operator looks at, and the one that they share.
+fn with_shared(options: &Options) -> Scope {
+    match &options.scope {
+        Scope::Cluster => Scope::Cluster,
+        Scope::Namespaces(namespaces) => {
+            let mut namespaces = namespaces.clone();
+            if !namespaces.contains(&options.shared_namespace) {
+                namespaces.push(options.shared_namespace.clone());
+            }
+            Scope::Namespaces(namespaces)
+        }
+    }
+}
+
+/// Objects without what nobody here reads and what is the larger part of many.
+fn slim<K: Resource>(event: Event<K>) -> Event<K> {
+    event.modify(|object| object.meta_mut().managed_fields = None)
+}
+
+type Change<K> = Result<Event<K>, kube::runtime::watcher::Error>;
+
+// Services
+
+/// The controller of the services in one store.
+async fn control(
+    context: Arc<Context>,
+    store: Store<Guarded>,
+    changes: impl Stream<Item = Change<Guarded>> + Send + 'static,
+) {
+    let queue = changes.filter_map(|change| async move {
+        match change {
+            Ok(Event::Apply(service) | Event::InitApply(service)) => {
+                Some(Ok::<_, kube::runtime::watcher::Error>(ObjectRef::from_obj(&service)))
+            }
+            _ => None,
+        }
+    });
+    let later = |_: Arc<Guarded>, error: &kube::Error, _: Arc<Context>| {
+        tracing::warn!(%error, "cannot write the status of a Service yet");
+        Action::requeue(LATER)
+    };
+    controller::applier(
+        |service, context| Box::pin(reconcile(service, context)),
+        later,
+        context,
+        store,
+        queue,
+        controller::Config::default(),
+    )
+    .for_each(|_| std::future::ready(()))
+    .await;
+}
+
+/// Brings the status of a service up to date.
+async fn reconcile(service: Arc<Guarded>, context: Arc<Context>) -> kube::Result<Action> {
+    let begun = Instant::now();
+    let done = match &service.0 {
+        Ok(service) => judge(service, &context).await,
+        Err(invalid) => refuse_unreadable(invalid, &context).await,
+    };
+    context.metrics.turned("services", begun.elapsed());
+    match done {
+        Ok(()) => Ok(Action::await_change()),
+        // Gone, or changed meanwhile: then there is news of it on the way.
+        Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {
+            Ok(Action::await_change())
+        }
+        // Said again, it is refused again.
+        Err(kube::Error::Api(status)) if [400, 413, 422].contains(&status.code) => {
+            let name = service.name_any();
+            tracing::error!(name, error = status.message, "a Service's status is refused");
+            Ok(Action::await_change())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn judge(service: &Service, context: &Context) -> kube::Result<()> {
+    let spec = service.spec.clone();
+    // A large template keeps a processor busy for long; runs must not wait for that.
+    let Ok(checked) = tokio::task::spawn_blocking(move || check(&spec)).await else {
+        // It said so itself.
+        return Ok(());
+    };
+    let generation = service.metadata.generation;
+    let old = service.status.clone().unwrap_or_default();
+    let mut new = ServiceStatus {
+        observed_generation: generation,
+        conditions: old.conditions.clone(),
+        versions: checked.versions.clone(),
+    };
+    shorten(&mut new);
+    let now = context.clock.now();
+    condition::set(&mut new.conditions, checked.ready(), generation, now);
+    if new == old {
+        return Ok(());
+    }
+    let namespace = service.namespace().unwrap_or_default();
+    let name = service.name_any();
+    let services: Api<Service> = Api::namespaced(context.client.clone(), &namespace);
+    let patch = json!({
+        "metadata": {"resourceVersion": service.metadata.resource_version},
+        "status": new,
+    });
+    services
+        .patch_status(&name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    let ready = checked.is_ready();
+    tracing::info!(namespace, name, ready, "a Service was checked");
+    Ok(())
+}
+
+/// Cuts messages so that all of them together fit into an object.
+fn shorten(status: &mut ServiceStatus) {
+    let most = MESSAGES / status.versions.len().max(1);
+    for version in &mut status.versions {
+        if let Some(message) = &mut version.message
+            && message.len() > most
+        {
+            message.truncate(message.floor_char_boundary(most));
+            message.push('…');
+        }
+    }
+}
+
+/// A service that cannot be read says so, and nobody else is stopped.
+async fn refuse_unreadable(invalid: &InvalidObject, context: &Context) -> kube::Result<()> {
+    let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
+    let name = invalid.metadata.name.clone().unwrap_or_default();
+    let services: Api<DynamicObject> = Api::namespaced_with(
+        context.client.clone(),
+        &namespace,
+        &ApiResource::erase::<Service>(&()),
+    );
+    let found = services.get(&name).await?;
+    if found.metadata.resource_version != invalid.metadata.resource_version {
+        return Ok(());
+    }
+    let conditions = found.data.pointer("/status/conditions").cloned();
+    // One that cannot be read either is replaced.
+    let mut conditions = conditions
+        .and_then(|conditions| serde_json::from_value(conditions).ok())
+        .unwrap_or_default();
+    let message = format!("the Service cannot be read: {}", invalid.error);
+    let news = News::new(READY, false, "Unreadable", message.clone());
+    let generation = invalid.metadata.generation;
+    if !condition::set(&mut conditions, news, generation, context.clock.now()) {
+        return Ok(());
+    }
+    tracing::error!(namespace, name, message, "a Service cannot be read");
+    let patch = json!({
+        "metadata": {"resourceVersion": invalid.metadata.resource_version},
+        "status": {
+            "observedGeneration": generation,
+            "conditions": conditions,
+            "versions": [],
+        },
+    });
+    services
+        .patch_status(&name, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .map(drop)
+}
+
+// ConfigMaps
+
+/// A catalogue: its namespace and folder.
+type Folder = (String, String);
+
+/// Looks after the catalogues in `ConfigMaps`, each a short while after it was changed.
+async fn look_after(
+    context: &Context,
+    shelf: &Shelf<ConfigMap>,
+    mut changes: impl Stream<Item = Change<ConfigMap>> + Unpin,
+) {
+    let mut changed: BTreeSet<Folder> = BTreeSet::new();
+    let mut due = None;
+    let mut told = Told::default();
+    let all_listed = shelf.ready();
+    tokio::pin!(all_listed);
+    let mut listed = false;
+    loop {
+        let settled = async {
+            match due {
+                Some(due) if listed => tokio::time::sleep_until(due).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            change = changes.next() => match change {
+                Some(Ok(Event::Apply(map) | Event::InitApply(map) | Event::Delete(map))) => {
+                    changed.extend(cluster::folder_of(&map));
+                    due = due.or_else(|| Some(Instant::now() + SETTLE));
+                }
+                Some(_) => {}
+                None => return,
+            },
+            () = &mut all_listed, if !listed => listed = true,
+            () = settled => {
+                due = None;
+                let maps = shelf.state();
+                for folder in std::mem::take(&mut changed) {
+                    for (map, problems) in told.news(&folder, &maps).await {
+                        complain(context, &map, &problems);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn complain(context: &Context, map: &ConfigMap, problems: &[String]) {
+    let namespace = map.namespace().unwrap_or_default();
+    let name = map.name_any();
+    for problem in problems {
+        tracing::warn!(namespace, name, problem, "a catalogue has a problem");
+    }
+    context.tell(map, "InvalidCatalog", &problems.join("\n"), true);
+}
+
+/// What was said of the `ConfigMaps` of catalogues, by UID: it is said once.
+#[derive(Debug, Default)]
+struct Told(BTreeMap<Folder, BTreeMap<String, Vec<String>>>);
+
+impl Told {
+    /// The problems of a folder that were not told before, by `ConfigMap`.
+    async fn news(
+        &mut self,
+        folder: &Folder,
+        maps: &[Arc<ConfigMap>],
+    ) -> Vec<(Arc<ConfigMap>, Vec<String>)> {
+        let maps: Vec<Arc<ConfigMap>> = (maps.iter())
+            .filter(|map| cluster::folder_of(map).as_ref() == Some(folder))
+            .cloned()
+            .collect();
+        let (_, path) = folder.clone();
+        let check = move || {
+            let mut found: Vec<(Arc<ConfigMap>, Vec<String>)> =
+                maps.into_iter().map(|map| (map, Vec::new())).collect();
+            let all: Vec<Arc<ConfigMap>> = found.iter().map(|(map, _)| Arc::clone(map)).collect();
+            let all: Vec<&ConfigMap> = all.iter().map(AsRef::as_ref).collect();
+            for (of, problem) in cluster::problems(&path, &all) {
+                let uid = &of.metadata.uid;
+                let of = found.iter_mut().find(|(map, _)| map.metadata.uid == *uid);
+                if let Some((_, problems)) = of {
+                    problems.push(problem);
+                }
+            }
+            found.retain(|(_, problems)| !problems.is_empty());
+            found
+        };
+        let found = tokio::task::spawn_blocking(check).await.unwrap_or_default();
+        let uid = |map: &ConfigMap| map.metadata.uid.clone().unwrap_or_default();
+        let now: BTreeMap<String, Vec<String>> = (found.iter())
+            .map(|(map, problems)| (uid(map), problems.clone()))
+            .collect();
+        let before = if now.is_empty() {
+            self.0.remove(folder)
+        } else {
+            self.0.insert(folder.clone(), now)
+        };
+        let before = before.unwrap_or_default();
+        found
+            .into_iter()
+            .filter(|(map, problems)| before.get(&uid(map)) != Some(problems))
+            .collect()
+    }
 }

@@ -478,17 +478,15 @@ impl<'a> Keeper<'a> {
                 .ok_or_else(|| {
                     Unresolved::wait("ScriptsNotFound", format!("there is no {what}"))
                 })?;
-            let parcel = parcel::pack_scripts(&self.namespace, &author);
-            let config_map = self.keep(&parcel).await?;
-            if !names.contains(&config_map) {
-                names.push(config_map.clone());
+            let path = source.path.clone().unwrap_or_default();
+            let mode = source.mode.unwrap_or(ScriptSource::DEFAULT_MODE);
+            scripts.push(self.scripts(&author, path, mode, names).await?);
+        }
+        for files in &found.files {
+            for portion in parcel::portions(files) {
+                let (path, mode) = (files.path.clone(), ScriptSource::DEFAULT_MODE);
+                scripts.push(self.scripts(&portion, path, mode, names).await?);
             }
-            scripts.push(PinnedScripts {
-                config_map,
-                path: source.path.clone().unwrap_or_default(),
-                mode: source.mode.unwrap_or(ScriptSource::DEFAULT_MODE),
-                keys: parcel::keys(&author),
-            });
         }
         Ok(Pinned {
             fqsn: Some(found.fqsn),
@@ -501,6 +499,26 @@ impl<'a> Keeper<'a> {
             scripts,
             declared: found.params,
             params: None,
+        })
+    }
+
+    async fn scripts(
+        &self,
+        author: &ConfigMap,
+        path: String,
+        mode: i32,
+        names: &mut Vec<String>,
+    ) -> Result<PinnedScripts, Unresolved> {
+        let parcel = parcel::pack_scripts(&self.namespace, author);
+        let config_map = self.keep(&parcel).await?;
+        if !names.contains(&config_map) {
+            names.push(config_map.clone());
+        }
+        Ok(PinnedScripts {
+            config_map,
+            path,
+            mode,
+            keys: parcel::keys(author),
         })
     }
 

@@ -16,6 +16,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::api::{LABEL_MANAGED_BY, MANAGED_BY};
+use crate::catalog::cluster::Files;
 use crate::catalog::gzip;
 
 /// Label of all parcels; its value is `true`.
@@ -221,6 +222,30 @@ pub(super) fn unpack(parcels: &[(Name, ConfigMap)]) -> Result<Vec<u8>, String> {
         ));
     }
     gzip::decompress(&packed).map_err(|error| error.to_string())
+}
+
+/// Files as `ConfigMaps` that are small enough.
+pub(super) fn portions(files: &Files) -> Vec<ConfigMap> {
+    let (mut done, mut map, mut size) = (Vec::new(), ConfigMap::default(), 0);
+    let mut make_room = |map: &mut ConfigMap, more: usize| {
+        if size > 0 && size + more > CHUNK {
+            done.push(std::mem::take(map));
+            size = 0;
+        }
+        size += more;
+    };
+    for (name, text) in &files.data {
+        make_room(&mut map, name.len() + text.len());
+        let data = map.data.get_or_insert_default();
+        data.insert(name.clone(), text.clone());
+    }
+    for (name, bytes) in &files.binary_data {
+        make_room(&mut map, name.len() + bytes.0.len());
+        let data = map.binary_data.get_or_insert_default();
+        data.insert(name.clone(), bytes.clone());
+    }
+    done.push(map);
+    done
 }
 
 /// Packs an author's scripts as they are.

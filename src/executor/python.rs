@@ -32,8 +32,10 @@ use crate::engine::event::{Captured, Ending, Outcome};
 use crate::engine::spec::Api;
 use crate::executor::control::Control;
 use crate::executor::lines::LineParser;
-use crate::executor::process::{Source, Surroundings, open_log, read_until_end, sweep};
-use crate::executor::spawn::{self, Command};
+use crate::executor::process::{
+    Source, Surroundings, no_input, open_log, read_until_end, sweep,
+};
+use crate::executor::spawn::{self, Command, Texts};
 use crate::value::Value;
 use crate::value::json::{self, Dialect};
 
@@ -175,7 +177,7 @@ struct Request<'a> {
     module: &'a str,
     function: &'a str,
     path: Vec<String>,
-    env: BTreeMap<&'a str, String>,
+    env: BTreeMap<String, String>,
     param: Value,
     cwd: Option<String>,
 }
@@ -197,11 +199,8 @@ fn request(
         path.push(text(folder.into_os_string())?);
     }
     let mut env = BTreeMap::new();
-    for (name, value) in &api.env {
-        let value = value
-            .expand(|name| surroundings.lookup(name))
-            .map_err(|error| format!("{error} (in action.env.{name})"))?;
-        env.insert(name.as_str(), text(value)?);
+    for (name, value) in surroundings.own_env(&api.env)? {
+        env.insert(text(name)?, text(value)?);
     }
     let request = Request {
         module: &api.module,
@@ -287,32 +286,25 @@ impl Interpreter {
             next_call: AtomicU64::new(0),
             calls: Mutex::new(Some(BTreeMap::new())),
         });
-        let mut args = vec![
-            program.as_os_str().as_bytes().to_vec(),
-            b"-c".to_vec(),
-            BOOTSTRAP.into(),
+        let socket = theirs.as_raw_fd().to_string();
+        let mut words = vec![
+            program.as_os_str().as_bytes(),
+            b"-c",
+            BOOTSTRAP.as_bytes(),
+            extension.as_os_str().as_bytes(),
+            socket.as_bytes(),
         ];
-        args.push(extension.into_os_string().as_bytes().to_vec());
-        args.push(theirs.as_raw_fd().to_string().into_bytes());
-        args.extend(preload.iter().map(|module| module.clone().into_bytes()));
-        let env = surroundings.env.iter().map(|(name, value)| {
-            let mut entry = name.as_bytes().to_vec();
-            entry.push(b'=');
-            entry.extend(value.as_bytes());
-            entry
-        });
-        let texts = |texts: Vec<Vec<u8>>| {
-            texts
-                .into_iter()
-                .map(CString::new)
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|_| "python's command line would hold a zero byte".to_owned())
-        };
+        words.extend(preload.iter().map(|module| module.as_bytes()));
+        let mut args = Texts::default();
+        if !words.iter().all(|word| args.push(&[word])) {
+            return Err("python's command line would hold a zero byte".to_owned());
+        }
         let start = Start {
             program: CString::new(program.as_os_str().as_bytes())
                 .map_err(|_| "python's path holds a zero byte".to_owned())?,
-            args: texts(args)?,
-            env: texts(env.collect())?,
+            args,
+            env: surroundings.env_texts(&BTreeMap::new())?,
+            no_input: no_input()?,
             socket: theirs,
             log: open_log(log)?,
         };
@@ -538,20 +530,20 @@ fn until_ready(
 /// What the interpreter's process is made of.
 struct Start {
     program: CString,
-    args: Vec<CString>,
-    env: Vec<CString>,
+    args: Texts,
+    env: Texts,
+    no_input: BorrowedFd<'static>,
     socket: OwnedFd,
     log: File,
 }
 
 impl Start {
     fn spawn(self) -> io::Result<spawn::Child> {
-        let no_input = File::open("/dev/null")?;
         spawn::spawn(&Command {
             program: self.program,
             args: self.args,
             env: self.env,
-            stdin: no_input.as_fd(),
+            stdin: self.no_input,
             stdout: self.log.as_fd(),
             stderr: self.log.as_fd(),
             inherit: Some(self.socket.as_fd()),

@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::{Index, IndexMut};
 
 use petgraph::Direction;
-use petgraph::algo::kosaraju_scc;
+use petgraph::algo::{kosaraju_scc, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
 
 use crate::engine::expr::{Expr, Truth};
@@ -84,11 +84,43 @@ impl Condition {
     }
 }
 
+/// Nodes by name: sorted, so that a large graph is one piece of memory and not many.
+#[derive(Clone, Debug)]
+struct Names(Vec<(NodeName, NodeIx)>);
+
+impl Names {
+    /// The names, and the nodes whose name an earlier one has.
+    fn new(nodes: &[Node]) -> (Self, Vec<&Node>) {
+        let named = (0..).map(NodeIx).zip(nodes);
+        let mut names: Vec<_> = named
+            .map(|(index, node)| (node.name.clone(), index))
+            .collect();
+        names.sort_unstable();
+        let mut again = Vec::new();
+        names.dedup_by(|(name, index), (earlier, _)| {
+            let is_again = name == earlier;
+            again.extend(nodes.get(index.0 as usize).filter(|_| is_again));
+            is_again
+        });
+        (Self(names), again)
+    }
+
+    fn get(&self, name: &str) -> Option<NodeIx> {
+        let found = self
+            .0
+            .binary_search_by(|(known, _)| known.as_str().cmp(name));
+        found
+            .ok()
+            .and_then(|at| self.0.get(at))
+            .map(|(_, node)| *node)
+    }
+}
+
 /// A workflow that can run.
 #[derive(Clone, Debug)]
 pub struct Graph {
     nodes: NodeMap<Node>,
-    by_name: BTreeMap<NodeName, NodeIx>,
+    by_name: Names,
     prev: NodeMap<Vec<NodeIx>>,
     /// Petgraph's node indices are the same numbers as ours.
     edges: DiGraph<(), ()>,
@@ -103,7 +135,11 @@ impl Graph {
         if spec.nodes.is_empty() {
             errors.push(GraphError::NoNodes);
         }
-        let by_name = index_names(&spec.nodes, &mut errors);
+        let (by_name, again) = Names::new(&spec.nodes);
+        errors.extend(again.into_iter().map(|node| GraphError::DuplicateName {
+            node: node.name.clone(),
+            at: node.at,
+        }));
         check_ids(&spec.nodes, &mut errors);
 
         let mut edges = DiGraph::with_capacity(spec.nodes.len(), spec.nodes.len());
@@ -111,9 +147,11 @@ impl Graph {
             edges.add_node(());
         }
         let mut prev_nodes = Vec::with_capacity(spec.nodes.len());
+        // The last node that listed each one: it lists it twice if it is that one again.
+        let mut listed_by = NodeMap(vec![None; spec.nodes.len()]);
         for (index, node) in (0..).map(NodeIx).zip(&spec.nodes) {
             let mut known = Vec::with_capacity(node.prev_nodes.len());
-            let mut seen = BTreeSet::new();
+            let mut unknown = BTreeSet::new();
             for prev in &node.prev_nodes {
                 let error = |kind: EdgeError| GraphError::Edge {
                     node: node.name.clone(),
@@ -121,17 +159,24 @@ impl Graph {
                     at: prev.at,
                     kind,
                 };
-                match by_name.get(&prev.it) {
-                    _ if !seen.insert(&prev.it) => errors.push(error(EdgeError::Twice)),
-                    Some(ix) if *ix == index => errors.push(error(EdgeError::Itself)),
+                let found = by_name.get(prev.it.as_str());
+                let twice = match found {
+                    Some(ix) => listed_by[ix].replace(index) == Some(index),
+                    None => !unknown.insert(&prev.it),
+                };
+                match found {
+                    _ if twice => errors.push(error(EdgeError::Twice)),
+                    Some(ix) if ix == index => errors.push(error(EdgeError::Itself)),
                     Some(ix) => {
-                        edges.add_edge(index_of(*ix), index_of(index), ());
-                        known.push(*ix);
+                        edges.add_edge(index_of(ix), index_of(index), ());
+                        known.push(ix);
                     }
                     None => {
                         // A hint costs a look at many names: the first few mistakes get one.
                         let hint = errors.len() < HINTS;
-                        let near = hint.then(|| nearest(prev.it.as_str(), &by_name)).flatten();
+                        let near = hint
+                            .then(|| nearest(prev.it.as_str(), &spec.nodes))
+                            .flatten();
                         errors.push(error(EdgeError::Unknown { near }));
                     }
                 }
@@ -142,12 +187,9 @@ impl Graph {
 
         let mut conditions = Vec::with_capacity(spec.nodes.len());
         for node in &spec.nodes {
-            let allowed: BTreeSet<&str> = node
-                .prev_nodes
-                .iter()
-                .map(|prev| prev.it.as_str())
-                .collect();
             let condition = node.decision_expr.as_ref().map(|expr| {
+                let prev_nodes = node.prev_nodes.iter().map(|prev| prev.it.as_str());
+                let allowed: BTreeSet<&str> = prev_nodes.collect();
                 bind(
                     expr,
                     &by_name,
@@ -210,7 +252,7 @@ impl Graph {
     /// The node with a name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<NodeIx> {
-        self.by_name.get(name).copied()
+        self.by_name.get(name)
     }
 
     /// The predecessors of a node, in the order of its `prev_nodes`.
@@ -251,21 +293,6 @@ fn index_of(node: NodeIx) -> NodeIndex {
     NodeIndex::new(node.0 as usize)
 }
 
-fn index_names(nodes: &[Node], errors: &mut Vec<GraphError>) -> BTreeMap<NodeName, NodeIx> {
-    let mut by_name = BTreeMap::new();
-    for (index, node) in (0..).map(NodeIx).zip(nodes) {
-        if by_name.contains_key(&node.name) {
-            errors.push(GraphError::DuplicateName {
-                node: node.name.clone(),
-                at: node.at,
-            });
-        } else {
-            by_name.insert(node.name.clone(), index);
-        }
-    }
-    by_name
-}
-
 fn check_ids(nodes: &[Node], errors: &mut Vec<GraphError>) {
     let mut owners: BTreeMap<String, &NodeName> = BTreeMap::new();
     for node in nodes {
@@ -285,6 +312,10 @@ fn check_ids(nodes: &[Node], errors: &mut Vec<GraphError>) {
 }
 
 fn find_cycles(edges: &DiGraph<(), ()>, nodes: &[Node], errors: &mut Vec<GraphError>) {
+    // The cheap question first: a graph mostly has no cycle.
+    if toposort(edges, None).is_ok() {
+        return;
+    }
     for component in kosaraju_scc(edges) {
         // An edge to itself is an error of its own and not among the edges.
         if component.len() < 2 {
@@ -325,7 +356,7 @@ fn find_cycles(edges: &DiGraph<(), ()>, nodes: &[Node], errors: &mut Vec<GraphEr
 
 fn bind(
     expr: &Placed<Expr>,
-    by_name: &BTreeMap<NodeName, NodeIx>,
+    by_name: &Names,
     allowed: impl Fn(&str) -> bool,
     node: Option<&NodeName>,
     errors: &mut Vec<GraphError>,
@@ -333,7 +364,7 @@ fn bind(
     let mut nodes = Vec::new();
     for name in expr.it.names() {
         match by_name.get(name.name.as_str()) {
-            Some(index) if allowed(&name.name) => nodes.push(*index),
+            Some(index) if allowed(&name.name) => nodes.push(index),
             known => errors.push(GraphError::ExpressionName {
                 node: node.cloned(),
                 name: name.name.clone(),
@@ -350,10 +381,11 @@ fn bind(
 }
 
 /// The known name that differs least, if it differs little.
-fn nearest(name: &str, by_name: &BTreeMap<NodeName, NodeIx>) -> Option<NodeName> {
+fn nearest(name: &str, nodes: &[Node]) -> Option<NodeName> {
     // Only a hint: on large graphs not worth a distance to every name.
-    by_name
-        .keys()
+    nodes
+        .iter()
+        .map(|node| &node.name)
         .take(1_000)
         .map(|known| (distance(name, known.as_str()), known))
         .filter(|(distance, known)| *distance <= 1 + known.as_str().chars().count() / 4)

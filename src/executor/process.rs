@@ -62,7 +62,9 @@ impl Surroundings {
         for (name, value) in inherited.chain(own) {
             if !texts.push(&[name.as_bytes(), b"=", value.as_bytes()]) {
                 let shown = name.to_string_lossy();
-                return Err(format!("the environment variable {shown} holds a zero byte"));
+                return Err(format!(
+                    "the environment variable {shown} holds a zero byte"
+                ));
             }
         }
         Ok(texts)

@@ -349,7 +349,8 @@ pub fn forget(pid: Pid) {
 fn guard(groups: &Groups, pipe: OwnedFd, held: Option<BorrowedFd<'_>>) -> ! {
     let mut kept = [
         pipe.as_raw_fd().unsigned_abs(),
-        held.map_or(pipe.as_raw_fd(), |held| held.as_raw_fd()).unsigned_abs(),
+        held.map_or(pipe.as_raw_fd(), |held| held.as_raw_fd())
+            .unsigned_abs(),
     ];
     kept.sort_unstable();
     // SAFETY: this process has one thread and uses no descriptor but these from here on.

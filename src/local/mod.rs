@@ -487,7 +487,10 @@ impl Core {
         };
         Some(End {
             state: std::mem::replace(&mut self.state, RunState::new(&self.graph)),
-            verdict: self.verdict.filter(|_| self.error.is_none()).unwrap_or(stopped),
+            verdict: self
+                .verdict
+                .filter(|_| self.error.is_none())
+                .unwrap_or(stopped),
             error: self.error.take(),
         })
     }

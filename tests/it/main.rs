@@ -24,4 +24,5 @@ mod python;
 mod readme;
 mod scenarios;
 mod server;
+mod terminal;
 mod vectors;

@@ -116,15 +116,48 @@ impl Names {
     }
 }
 
+/// Some nodes for each node, all in one piece of memory.
+#[derive(Clone, Debug)]
+struct Neighbours {
+    nodes: Vec<NodeIx>,
+    /// Where each node's own end.
+    ends: Vec<usize>,
+}
+
+impl Neighbours {
+    fn with_capacity(nodes: usize) -> Self {
+        Self {
+            nodes: Vec::with_capacity(nodes),
+            ends: Vec::with_capacity(nodes),
+        }
+    }
+
+    /// Ends the list of one node; what is pushed next is the next node's.
+    fn end(&mut self) {
+        self.ends.push(self.nodes.len());
+    }
+
+    fn of(&self, node: NodeIx) -> &[NodeIx] {
+        let index = node.0 as usize;
+        let start = index
+            .checked_sub(1)
+            .and_then(|before| self.ends.get(before));
+        let end = self.ends.get(index).copied().unwrap_or(0);
+        self.nodes
+            .get(start.copied().unwrap_or(0)..end)
+            .unwrap_or_default()
+    }
+}
+
 /// A workflow that can run.
 #[derive(Clone, Debug)]
 pub struct Graph {
     nodes: NodeMap<Node>,
     by_name: Names,
-    prev: NodeMap<Vec<NodeIx>>,
-    /// Petgraph's node indices are the same numbers as ours.
-    edges: DiGraph<(), ()>,
-    conditions: NodeMap<Option<Condition>>,
+    prev: Neighbours,
+    next: Neighbours,
+    /// Boxed: most nodes have none.
+    conditions: NodeMap<Option<Box<Condition>>>,
     decision: Option<Condition>,
 }
 
@@ -142,15 +175,15 @@ impl Graph {
         }));
         check_ids(&spec.nodes, &mut errors);
 
-        let mut edges = DiGraph::with_capacity(spec.nodes.len(), spec.nodes.len());
+        // Petgraph's node indices are the same numbers as ours.
+        let mut edges = DiGraph::<(), ()>::with_capacity(spec.nodes.len(), spec.nodes.len());
         for _ in &spec.nodes {
             edges.add_node(());
         }
-        let mut prev_nodes = Vec::with_capacity(spec.nodes.len());
+        let mut prev_nodes = Neighbours::with_capacity(spec.nodes.len());
         // The last node that listed each one: it lists it twice if it is that one again.
         let mut listed_by = NodeMap(vec![None; spec.nodes.len()]);
         for (index, node) in (0..).map(NodeIx).zip(&spec.nodes) {
-            let mut known = Vec::with_capacity(node.prev_nodes.len());
             let mut unknown = BTreeSet::new();
             for prev in &node.prev_nodes {
                 let error = |kind: EdgeError| GraphError::Edge {
@@ -169,7 +202,7 @@ impl Graph {
                     Some(ix) if ix == index => errors.push(error(EdgeError::Itself)),
                     Some(ix) => {
                         edges.add_edge(index_of(ix), index_of(index), ());
-                        known.push(ix);
+                        prev_nodes.nodes.push(ix);
                     }
                     None => {
                         // A hint costs a look at many names: the first few mistakes get one.
@@ -181,7 +214,7 @@ impl Graph {
                     }
                 }
             }
-            prev_nodes.push(known);
+            prev_nodes.end();
         }
         find_cycles(&edges, &spec.nodes, &mut errors);
 
@@ -198,7 +231,7 @@ impl Graph {
                     &mut errors,
                 )
             });
-            conditions.push(condition);
+            conditions.push(condition.map(Box::new));
         }
         let decision = spec
             .decision_expr
@@ -209,8 +242,8 @@ impl Graph {
             Ok(Self {
                 nodes: NodeMap(spec.nodes),
                 by_name,
-                prev: NodeMap(prev_nodes),
-                edges,
+                prev: prev_nodes,
+                next: successors(&edges),
                 conditions: NodeMap(conditions),
                 decision,
             })
@@ -258,20 +291,18 @@ impl Graph {
     /// The predecessors of a node, in the order of its `prev_nodes`.
     #[must_use]
     pub fn prev(&self, node: NodeIx) -> impl ExactSizeIterator<Item = NodeIx> {
-        self.prev[node].iter().copied()
+        self.prev.of(node).iter().copied()
     }
 
     /// The nodes that have this one among their `prev_nodes`.
     pub fn next(&self, node: NodeIx) -> impl Iterator<Item = NodeIx> {
-        self.edges
-            .neighbors_directed(index_of(node), Direction::Outgoing)
-            .map(|index| NodeIx(u32::try_from(index.index()).unwrap_or(u32::MAX)))
+        self.next.of(node).iter().copied()
     }
 
     /// A node's own condition.
     #[must_use]
     pub fn condition(&self, node: NodeIx) -> Option<&Condition> {
-        self.conditions[node].as_ref()
+        self.conditions[node].as_deref()
     }
 
     /// The run's own condition.
@@ -288,6 +319,17 @@ impl Graph {
 
 /// Mistakes up to which names that look alike are looked for.
 const HINTS: usize = 20;
+
+fn successors(edges: &DiGraph<(), ()>) -> Neighbours {
+    let mut next = Neighbours::with_capacity(edges.node_count());
+    for node in edges.node_indices() {
+        let outgoing = edges.neighbors_directed(node, Direction::Outgoing);
+        let ours = outgoing.filter_map(|index| u32::try_from(index.index()).ok());
+        next.nodes.extend(ours.map(NodeIx));
+        next.end();
+    }
+    next
+}
 
 fn index_of(node: NodeIx) -> NodeIndex {
     NodeIndex::new(node.0 as usize)

@@ -152,8 +152,18 @@ impl Catalogue {
                 what: "cannot list the folder",
                 source,
             };
-            for file in fs::read_dir(&folder).map_err(io_error)? {
-                let file = file.map_err(io_error)?;
+            let files =
+                fs::read_dir(&folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+            let files = match files {
+                Ok(files) => files,
+                // Without its root there is no catalogue; without one folder there is the rest.
+                Err(source) if folder == self.root => return Err(io_error(source)),
+                Err(source) => {
+                    unread.push(io_error(source));
+                    continue;
+                }
+            };
+            for file in files {
                 // Links to folders are not followed: they could lead round in circles.
                 let is_folder = file.file_type().is_ok_and(|kind| kind.is_dir());
                 let path = file.path();

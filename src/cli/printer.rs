@@ -27,9 +27,12 @@ impl Printer {
         let _ = writeln!(io::stderr().lock(), "{text}");
     }
 
-    /// An error with all its causes, each once.
+    /// An error with all its causes, each once. One that lists problems, a line each, is as
+    /// many errors.
     pub fn error(&self, error: &dyn Error) {
-        let mut text = format!("error: {error}");
+        let text = error.to_string();
+        let lines: Vec<String> = text.lines().map(|line| format!("error: {line}")).collect();
+        let mut text = lines.join("\n");
         let mut cause = error.source();
         while let Some(error) = cause {
             text.push_str("\n  because: ");

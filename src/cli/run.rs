@@ -5,6 +5,8 @@
 
 use std::io::IsTerminal;
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use crate::engine::step::{Limits, OnLost};
 use crate::executor::process::Surroundings;
 use crate::executor::python::Python;
 use crate::executor::spawn;
-use crate::local::journal::{Header, Journal};
+use crate::local::journal::{Flags, Header, Journal};
 use crate::local::report::Report;
 use crate::local::{Driver, Options, Watch, logs};
 use crate::template::{Filling, Params, Template, duration, read_params};
@@ -37,6 +39,9 @@ const PARALLEL: NonZeroUsize = match NonZeroUsize::new(64) {
     Some(parallel) => parallel,
     None => NonZeroUsize::MIN,
 };
+
+/// Time between TERM and KILL without `--grace`.
+const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -58,15 +63,15 @@ pub(super) struct Args {
     /// What to print at the end
     #[arg(long, short, value_enum, default_value_t)]
     output: Output,
-    /// Most nodes at once
-    #[arg(long, value_name = "N", default_value_t = PARALLEL)]
-    parallel: NonZeroUsize,
+    /// Most nodes at once [default: 64]
+    #[arg(long, value_name = "N")]
+    parallel: Option<NonZeroUsize>,
     /// Longest time of the whole run, as 90, 30s, 5m, 1h30m
     #[arg(long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
-    /// Time that a node has to end by itself when it is told to
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
-    grace: Duration,
+    /// Time that a node has to end by itself when it is told to [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    grace: Option<Duration>,
     /// The run's own folder, for logs and journal; new, or without a run in it [default: one in the user's state folder]
     #[arg(long, value_name = "DIR")]
     log_dir: Option<PathBuf>,
@@ -105,32 +110,35 @@ pub(super) enum Lost {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
-    // A journal is opened here for what it pins, and again below, once the guard is started:
-    // the guard must not inherit its lock.
-    let (dir, header) = match &args.resume {
-        Some(dir) => (dir.clone(), Journal::open(dir)?.1),
-        None => (run_folder(args)?, header(context, args)?),
+    let (dir, header, journal, recorded) = match &args.resume {
+        Some(dir) => {
+            let (journal, header, recorded) = Journal::open(dir)?;
+            (dir.clone(), header, Some(journal), Some(recorded))
+        }
+        None => (run_folder(args)?, header(context, args)?, None, None),
     };
     let template = Template::read(&header.source, &header.template)?;
     let graph = Arc::new(template.graph(Filling::With(&header.params))?);
-
+    let state = match recorded {
+        Some(recorded) => recorded.fold(&graph)?,
+        None => RunState::new(&graph),
+    };
+    make_folders(&dir)?;
+    let journal = match journal {
+        Some(journal) => journal,
+        None => Journal::create(&dir, &header)?,
+    };
     // Before anything has a second thread.
-    spawn::start_guard().map_err(|error| format!("cannot start the guard process: {error}"))?;
+    spawn::start_guard(Some(journal.as_fd()))
+        .map_err(|error| format!("cannot start the guard process: {error}"))?;
     spawn::raise_open_files();
     spawn::keep_ended_children();
-    let logs = logs::folder(&dir);
-    std::fs::create_dir_all(&logs)
-        .map_err(|error| format!("cannot make {}: {error}", logs.display()))?;
-    let (journal, state) = if args.resume.is_some() {
-        let (journal, _, recorded) = Journal::open(&dir)?;
-        (journal, recorded.fold(&graph)?)
-    } else {
-        (Journal::create(&dir, &header)?, RunState::new(&graph))
-    };
+    let flags = flags(args).or(header.flags);
+    let parallel = flags.parallel.unwrap_or(PARALLEL);
     let options = Options {
         limits: Limits {
-            parallelism: Some(args.parallel),
-            timeout: args.timeout,
+            parallelism: Some(parallel),
+            timeout: flags.timeout,
             on_lost: match args.on_lost {
                 Lost::Fail => OnLost::Fail,
                 Lost::Retry => OnLost::Retry,
@@ -138,17 +146,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
         },
         surroundings: Surroundings {
             env: std::env::vars_os().collect(),
-            folder: header.folder.clone(),
-            grace: args.grace,
+            folder: header.folder,
+            grace: flags.grace.unwrap_or(GRACE),
         },
-        python: Python::new(
-            args.python.clone(),
-            args.preload.clone(),
-            dir.join("python.log"),
-        ),
+        python: Python::new(flags.python, flags.preload, dir.join("python.log")),
         dir: dir.clone(),
     };
-    let mut watch: Box<dyn Watch> = match args.output {
+    let watch: Box<dyn Watch + Send> = match args.output {
         Output::None => Box::new(Silent),
         _ if std::io::stderr().is_terminal() => Box::new(Live::new(graph.len())),
         _ => Box::new(Lines(context.printer)),
@@ -158,21 +162,27 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(args.parallel.get().saturating_add(8))
+        .max_blocking_threads(parallel.get().saturating_add(8))
         .thread_stack_size(1024 * 1024)
         .build()
         .map_err(|error| format!("cannot start the run: {error}"))?;
-    let driver = Driver::new(Arc::clone(&graph), state, journal, options, watch.as_mut());
-    let (state, verdict) = runtime.block_on(driver.run());
-    let verdict = verdict?;
+    let end = runtime.block_on(async {
+        let driver = Driver::new(Arc::clone(&graph), state, journal, options, watch)
+            .map_err(|error| format!("cannot start the run: {error}"))?;
+        Ok::<_, Failure>(driver.run().await)
+    })?;
+    let verdict = end.verdict;
     match args.output {
         Output::None => {}
-        Output::Table => context.printer.data(&table(&graph, &state, verdict.phase)),
+        Output::Table => {
+            let table = table(&graph, &end.state, verdict.phase);
+            context.printer.data(&table);
+        }
         Output::Json => {
             let zone = TimeZone::system();
             let report = Report {
                 graph: &graph,
-                state: &state,
+                state: &end.state,
                 verdict,
                 zone: &zone,
             };
@@ -181,12 +191,37 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
                 .data(&serde_json::to_string_pretty(&report)?);
         }
     }
-    let success = verdict.return_code == 1;
-    Ok(if success {
+    if let Some(error) = &end.error {
+        context.printer.error(error);
+    }
+    Ok(if verdict.return_code == 1 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn flags(args: &Args) -> Flags {
+    Flags {
+        parallel: args.parallel,
+        timeout: args.timeout,
+        grace: args.grace,
+        python: args.python.clone(),
+        preload: args.preload.clone(),
+    }
+}
+
+/// Makes the run's folder, for its owner only: what nodes say may be secret. A folder that is
+/// there already stays as open as its owner made it.
+fn make_folders(dir: &Path) -> Result<(), Failure> {
+    for folder in [dir, &logs::folder(dir)] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+    }
+    Ok(())
 }
 
 /// What is to run, read once.
@@ -211,6 +246,7 @@ fn header(context: &Context, args: &Args) -> Result<Header, Failure> {
         text,
         folder,
         params,
+        flags(args),
     ))
 }
 

@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::{Index, IndexMut};
 
 use petgraph::Direction;
-use petgraph::algo::kosaraju_scc;
+use petgraph::algo::{kosaraju_scc, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
 
 use crate::engine::expr::{Expr, Truth};
@@ -84,15 +84,80 @@ impl Condition {
     }
 }
 
+/// Nodes by name: sorted, so that a large graph is one piece of memory and not many.
+#[derive(Clone, Debug)]
+struct Names(Vec<(NodeName, NodeIx)>);
+
+impl Names {
+    /// The names, and the nodes whose name an earlier one has.
+    fn new(nodes: &[Node]) -> (Self, Vec<&Node>) {
+        let named = (0..).map(NodeIx).zip(nodes);
+        let mut names: Vec<_> = named
+            .map(|(index, node)| (node.name.clone(), index))
+            .collect();
+        names.sort_unstable();
+        let mut again = Vec::new();
+        names.dedup_by(|(name, index), (earlier, _)| {
+            let is_again = name == earlier;
+            again.extend(nodes.get(index.0 as usize).filter(|_| is_again));
+            is_again
+        });
+        (Self(names), again)
+    }
+
+    fn get(&self, name: &str) -> Option<NodeIx> {
+        let found = self
+            .0
+            .binary_search_by(|(known, _)| known.as_str().cmp(name));
+        found
+            .ok()
+            .and_then(|at| self.0.get(at))
+            .map(|(_, node)| *node)
+    }
+}
+
+/// Some nodes for each node, all in one piece of memory.
+#[derive(Clone, Debug)]
+struct Neighbours {
+    nodes: Vec<NodeIx>,
+    /// Where each node's own end.
+    ends: Vec<usize>,
+}
+
+impl Neighbours {
+    fn with_capacity(nodes: usize) -> Self {
+        Self {
+            nodes: Vec::with_capacity(nodes),
+            ends: Vec::with_capacity(nodes),
+        }
+    }
+
+    /// Ends the list of one node; what is pushed next is the next node's.
+    fn end(&mut self) {
+        self.ends.push(self.nodes.len());
+    }
+
+    fn of(&self, node: NodeIx) -> &[NodeIx] {
+        let index = node.0 as usize;
+        let start = index
+            .checked_sub(1)
+            .and_then(|before| self.ends.get(before));
+        let end = self.ends.get(index).copied().unwrap_or(0);
+        self.nodes
+            .get(start.copied().unwrap_or(0)..end)
+            .unwrap_or_default()
+    }
+}
+
 /// A workflow that can run.
 #[derive(Clone, Debug)]
 pub struct Graph {
     nodes: NodeMap<Node>,
-    by_name: BTreeMap<NodeName, NodeIx>,
-    prev: NodeMap<Vec<NodeIx>>,
-    /// Petgraph's node indices are the same numbers as ours.
-    edges: DiGraph<(), ()>,
-    conditions: NodeMap<Option<Condition>>,
+    by_name: Names,
+    prev: Neighbours,
+    next: Neighbours,
+    /// Boxed: most nodes have none.
+    conditions: NodeMap<Option<Box<Condition>>>,
     decision: Option<Condition>,
 }
 
@@ -103,17 +168,23 @@ impl Graph {
         if spec.nodes.is_empty() {
             errors.push(GraphError::NoNodes);
         }
-        let by_name = index_names(&spec.nodes, &mut errors);
+        let (by_name, again) = Names::new(&spec.nodes);
+        errors.extend(again.into_iter().map(|node| GraphError::DuplicateName {
+            node: node.name.clone(),
+            at: node.at,
+        }));
         check_ids(&spec.nodes, &mut errors);
 
-        let mut edges = DiGraph::with_capacity(spec.nodes.len(), spec.nodes.len());
+        // Petgraph's node indices are the same numbers as ours.
+        let mut edges = DiGraph::<(), ()>::with_capacity(spec.nodes.len(), spec.nodes.len());
         for _ in &spec.nodes {
             edges.add_node(());
         }
-        let mut prev_nodes = Vec::with_capacity(spec.nodes.len());
+        let mut prev_nodes = Neighbours::with_capacity(spec.nodes.len());
+        // The last node that listed each one: it lists it twice if it is that one again.
+        let mut listed_by = NodeMap(vec![None; spec.nodes.len()]);
         for (index, node) in (0..).map(NodeIx).zip(&spec.nodes) {
-            let mut known = Vec::with_capacity(node.prev_nodes.len());
-            let mut seen = BTreeSet::new();
+            let mut unknown = BTreeSet::new();
             for prev in &node.prev_nodes {
                 let error = |kind: EdgeError| GraphError::Edge {
                     node: node.name.clone(),
@@ -121,33 +192,37 @@ impl Graph {
                     at: prev.at,
                     kind,
                 };
-                match by_name.get(&prev.it) {
-                    _ if !seen.insert(&prev.it) => errors.push(error(EdgeError::Twice)),
-                    Some(ix) if *ix == index => errors.push(error(EdgeError::Itself)),
+                let found = by_name.get(prev.it.as_str());
+                let twice = match found {
+                    Some(ix) => listed_by[ix].replace(index) == Some(index),
+                    None => !unknown.insert(&prev.it),
+                };
+                match found {
+                    _ if twice => errors.push(error(EdgeError::Twice)),
+                    Some(ix) if ix == index => errors.push(error(EdgeError::Itself)),
                     Some(ix) => {
-                        edges.add_edge(index_of(*ix), index_of(index), ());
-                        known.push(*ix);
+                        edges.add_edge(index_of(ix), index_of(index), ());
+                        prev_nodes.nodes.push(ix);
                     }
                     None => {
                         // A hint costs a look at many names: the first few mistakes get one.
                         let hint = errors.len() < HINTS;
-                        let near = hint.then(|| nearest(prev.it.as_str(), &by_name)).flatten();
+                        let near = hint
+                            .then(|| nearest(prev.it.as_str(), &spec.nodes))
+                            .flatten();
                         errors.push(error(EdgeError::Unknown { near }));
                     }
                 }
             }
-            prev_nodes.push(known);
+            prev_nodes.end();
         }
         find_cycles(&edges, &spec.nodes, &mut errors);
 
         let mut conditions = Vec::with_capacity(spec.nodes.len());
         for node in &spec.nodes {
-            let allowed: BTreeSet<&str> = node
-                .prev_nodes
-                .iter()
-                .map(|prev| prev.it.as_str())
-                .collect();
             let condition = node.decision_expr.as_ref().map(|expr| {
+                let prev_nodes = node.prev_nodes.iter().map(|prev| prev.it.as_str());
+                let allowed: BTreeSet<&str> = prev_nodes.collect();
                 bind(
                     expr,
                     &by_name,
@@ -156,7 +231,7 @@ impl Graph {
                     &mut errors,
                 )
             });
-            conditions.push(condition);
+            conditions.push(condition.map(Box::new));
         }
         let decision = spec
             .decision_expr
@@ -167,8 +242,8 @@ impl Graph {
             Ok(Self {
                 nodes: NodeMap(spec.nodes),
                 by_name,
-                prev: NodeMap(prev_nodes),
-                edges,
+                prev: prev_nodes,
+                next: successors(&edges),
                 conditions: NodeMap(conditions),
                 decision,
             })
@@ -210,26 +285,24 @@ impl Graph {
     /// The node with a name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<NodeIx> {
-        self.by_name.get(name).copied()
+        self.by_name.get(name)
     }
 
     /// The predecessors of a node, in the order of its `prev_nodes`.
     #[must_use]
     pub fn prev(&self, node: NodeIx) -> impl ExactSizeIterator<Item = NodeIx> {
-        self.prev[node].iter().copied()
+        self.prev.of(node).iter().copied()
     }
 
     /// The nodes that have this one among their `prev_nodes`.
     pub fn next(&self, node: NodeIx) -> impl Iterator<Item = NodeIx> {
-        self.edges
-            .neighbors_directed(index_of(node), Direction::Outgoing)
-            .map(|index| NodeIx(u32::try_from(index.index()).unwrap_or(u32::MAX)))
+        self.next.of(node).iter().copied()
     }
 
     /// A node's own condition.
     #[must_use]
     pub fn condition(&self, node: NodeIx) -> Option<&Condition> {
-        self.conditions[node].as_ref()
+        self.conditions[node].as_deref()
     }
 
     /// The run's own condition.
@@ -247,23 +320,19 @@ impl Graph {
 /// Mistakes up to which names that look alike are looked for.
 const HINTS: usize = 20;
 
-fn index_of(node: NodeIx) -> NodeIndex {
-    NodeIndex::new(node.0 as usize)
+fn successors(edges: &DiGraph<(), ()>) -> Neighbours {
+    let mut next = Neighbours::with_capacity(edges.node_count());
+    for node in edges.node_indices() {
+        let outgoing = edges.neighbors_directed(node, Direction::Outgoing);
+        let ours = outgoing.filter_map(|index| u32::try_from(index.index()).ok());
+        next.nodes.extend(ours.map(NodeIx));
+        next.end();
+    }
+    next
 }
 
-fn index_names(nodes: &[Node], errors: &mut Vec<GraphError>) -> BTreeMap<NodeName, NodeIx> {
-    let mut by_name = BTreeMap::new();
-    for (index, node) in (0..).map(NodeIx).zip(nodes) {
-        if by_name.contains_key(&node.name) {
-            errors.push(GraphError::DuplicateName {
-                node: node.name.clone(),
-                at: node.at,
-            });
-        } else {
-            by_name.insert(node.name.clone(), index);
-        }
-    }
-    by_name
+fn index_of(node: NodeIx) -> NodeIndex {
+    NodeIndex::new(node.0 as usize)
 }
 
 fn check_ids(nodes: &[Node], errors: &mut Vec<GraphError>) {
@@ -285,6 +354,10 @@ fn check_ids(nodes: &[Node], errors: &mut Vec<GraphError>) {
 }
 
 fn find_cycles(edges: &DiGraph<(), ()>, nodes: &[Node], errors: &mut Vec<GraphError>) {
+    // The cheap question first: a graph mostly has no cycle.
+    if toposort(edges, None).is_ok() {
+        return;
+    }
     for component in kosaraju_scc(edges) {
         // An edge to itself is an error of its own and not among the edges.
         if component.len() < 2 {
@@ -325,7 +398,7 @@ fn find_cycles(edges: &DiGraph<(), ()>, nodes: &[Node], errors: &mut Vec<GraphEr
 
 fn bind(
     expr: &Placed<Expr>,
-    by_name: &BTreeMap<NodeName, NodeIx>,
+    by_name: &Names,
     allowed: impl Fn(&str) -> bool,
     node: Option<&NodeName>,
     errors: &mut Vec<GraphError>,
@@ -333,7 +406,7 @@ fn bind(
     let mut nodes = Vec::new();
     for name in expr.it.names() {
         match by_name.get(name.name.as_str()) {
-            Some(index) if allowed(&name.name) => nodes.push(*index),
+            Some(index) if allowed(&name.name) => nodes.push(index),
             known => errors.push(GraphError::ExpressionName {
                 node: node.cloned(),
                 name: name.name.clone(),
@@ -350,10 +423,11 @@ fn bind(
 }
 
 /// The known name that differs least, if it differs little.
-fn nearest(name: &str, by_name: &BTreeMap<NodeName, NodeIx>) -> Option<NodeName> {
+fn nearest(name: &str, nodes: &[Node]) -> Option<NodeName> {
     // Only a hint: on large graphs not worth a distance to every name.
-    by_name
-        .keys()
+    nodes
+        .iter()
+        .map(|node| &node.name)
         .take(1_000)
         .map(|known| (distance(name, known.as_str()), known))
         .filter(|(distance, known)| *distance <= 1 + known.as_str().chars().count() / 4)

@@ -3,11 +3,33 @@
 //! A process id is only as good as the knowledge that it has not been reaped, so signalling and
 //! reaping exclude each other here. Must not reap or decide when to signal.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use crate::engine::event::KillCause;
+
+/// Something to wait for along with streams: a file that is readable once it was rung.
+#[derive(Debug)]
+pub(super) struct Bell(OwnedFd);
+
+impl Bell {
+    pub(super) fn new() -> rustix::io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC)?))
+    }
+
+    pub(super) fn ring(&self) {
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// One attempt's handle, shared by driver and hand.
 #[derive(Debug, Default)]
@@ -21,6 +43,8 @@ struct Inner {
     /// Whether a signal reached a process that still ran.
     reached: bool,
     hard: bool,
+    /// Rung when the end is to be at once.
+    bell: Option<Arc<Bell>>,
 }
 
 impl Inner {
@@ -54,6 +78,19 @@ impl Control {
         let mut inner = self.inner();
         inner.hard = true;
         inner.signal(Signal::KILL);
+        if let Some(bell) = &inner.bell {
+            bell.ring();
+        }
+    }
+
+    /// Has a bell rung when the end is to be at once, for a hand that hears of the end by
+    /// somebody else who may never tell it.
+    pub(super) fn ring_on_kill(&self, bell: &Arc<Bell>) {
+        let mut inner = self.inner();
+        inner.bell = Some(Arc::clone(bell));
+        if inner.hard {
+            bell.ring();
+        }
     }
 
     /// Starts a process under this handle. `start` is not called once the attempt was asked to

@@ -9,8 +9,10 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -22,7 +24,7 @@ use crate::engine::event::{Ending, Outcome};
 use crate::engine::spec::{Cmd, EnvText, NotSet};
 use crate::executor::control::Control;
 use crate::executor::lines::LineParser;
-use crate::executor::spawn::{self, Child, Command};
+use crate::executor::spawn::{self, Child, Command, Texts};
 use crate::value::Value;
 
 /// What surrounds an attempt on this machine.
@@ -37,20 +39,35 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// A node's environment: the inherited one with the node's own on top. Every text is
-    /// expanded by the inherited one, so their order makes no difference.
-    pub fn node_env(
+    /// A node's own variables. Every text is expanded by the inherited environment, so their
+    /// order makes no difference.
+    pub fn own_env(
         &self,
         own: &[(String, EnvText)],
     ) -> Result<BTreeMap<OsString, OsString>, String> {
-        let mut env = self.env.clone();
-        for (name, text) in own {
-            let value = text
-                .expand(|name| self.lookup(name))
-                .map_err(|error| format!("{error} (in action.env.{name})"))?;
-            env.insert(name.into(), value);
+        own.iter()
+            .map(|(name, text)| {
+                text.expand(|name| self.lookup(name))
+                    .map(|value| (OsString::from(name), value))
+                    .map_err(|error| format!("{error} (in action.env.{name})"))
+            })
+            .collect()
+    }
+
+    /// The environment of a process: the inherited one with a node's own variables on top, as
+    /// `NAME=value`.
+    pub(super) fn env_texts(&self, own: &BTreeMap<OsString, OsString>) -> Result<Texts, String> {
+        let mut texts = Texts::default();
+        let inherited = self.env.iter().filter(|(name, _)| !own.contains_key(*name));
+        for (name, value) in inherited.chain(own) {
+            if !texts.push(&[name.as_bytes(), b"=", value.as_bytes()]) {
+                let shown = name.to_string_lossy();
+                return Err(format!(
+                    "the environment variable {shown} holds a zero byte"
+                ));
+            }
         }
-        Ok(env)
+        Ok(texts)
     }
 
     /// An inherited environment variable.
@@ -99,8 +116,8 @@ pub fn run(
 
 struct Prepared {
     program: PathBuf,
-    args: Vec<CString>,
-    env: Vec<CString>,
+    args: Texts,
+    env: Texts,
 }
 
 impl Prepared {
@@ -109,56 +126,44 @@ impl Prepared {
         param: &[(String, Value)],
         surroundings: &Surroundings,
     ) -> Result<Self, String> {
-        let env = surroundings.node_env(&cmd.env)?;
+        let own = surroundings.own_env(&cmd.env)?;
         let expand = |text: &EnvText| {
             text.expand(|name| surroundings.lookup(name))
                 .map_err(|error| format!("{error} (in action.cmd)"))
         };
         let word = expand(&cmd.program)?;
-        let program = find(&word, &surroundings.folder, env.get(OsStr::new("PATH")))?;
+        let name = OsStr::new("PATH");
+        let path = own.get(name).or_else(|| surroundings.env.get(name));
+        let program = find(&word, &surroundings.folder, path)?;
         let mut words = vec![word];
         for arg in &cmd.args {
             words.push(expand(arg)?);
         }
         words.extend(options(param).into_iter().map(OsString::from));
-        let args = words
-            .into_iter()
-            .map(|word| {
-                let shown = word.to_string_lossy().into_owned();
-                CString::new(word.into_vec()).map_err(|_| {
-                    format!(
-                        "the argument {shown:?} holds a zero byte, which no program can be given"
-                    )
-                })
-            })
-            .collect::<Result<_, _>>()?;
-        let env = env
-            .into_iter()
-            .map(|(name, value)| {
-                let shown = name.to_string_lossy().into_owned();
-                let mut entry = name.into_vec();
-                entry.push(b'=');
-                entry.extend(value.into_vec());
-                CString::new(entry)
-                    .map_err(|_| format!("the environment variable {shown} holds a zero byte"))
-            })
-            .collect::<Result<_, _>>()?;
+        let mut args = Texts::default();
+        for word in &words {
+            if !args.push(&[word.as_bytes()]) {
+                let shown = word.to_string_lossy();
+                return Err(format!(
+                    "the argument {shown:?} holds a zero byte, which no program can be given"
+                ));
+            }
+        }
+        let env = surroundings.env_texts(&own)?;
         Ok(Self { program, args, env })
     }
 
-    fn run(&self, grace: Duration, log: &Path, control: &Control) -> Result<Outcome, String> {
+    fn run(self, grace: Duration, log: &Path, control: &Control) -> Result<Outcome, String> {
         let mut log = open_log(log)?;
-        let no_input =
-            File::open("/dev/null").map_err(|error| format!("cannot open /dev/null: {error}"))?;
         let (stdout, child_stdout) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| format!("cannot make a pipe: {error}"))?;
         let program = CString::new(self.program.as_os_str().as_bytes())
             .map_err(|_| "the program's path holds a zero byte".to_owned())?;
         let command = Command {
             program,
-            args: self.args.clone(),
-            env: self.env.clone(),
-            stdin: no_input.as_fd(),
+            args: self.args,
+            env: self.env,
+            stdin: no_input()?,
             stdout: child_stdout.as_fd(),
             stderr: log.as_fd(),
             inherit: None,
@@ -188,6 +193,17 @@ impl Prepared {
 /// The log that is this program's own standard output, as in a pod.
 pub const OWN_STDOUT: &str = "/dev/stdout";
 
+/// What programs have for standard input: nothing. Opened once.
+pub(super) fn no_input() -> Result<BorrowedFd<'static>, String> {
+    static NULL: OnceLock<File> = OnceLock::new();
+    if let Some(null) = NULL.get() {
+        return Ok(null.as_fd());
+    }
+    let null =
+        File::open("/dev/null").map_err(|error| format!("cannot open /dev/null: {error}"))?;
+    Ok(NULL.get_or_init(|| null).as_fd())
+}
+
 /// Opens a node's log so that what several processes write stands in the order of writing.
 pub fn open_log(path: &Path) -> Result<File, String> {
     if path == Path::new(OWN_STDOUT) {
@@ -199,6 +215,7 @@ pub fn open_log(path: &Path) -> Result<File, String> {
     File::options()
         .append(true)
         .create(true)
+        .mode(0o600)
         .open(path)
         .map_err(|error| format!("cannot open the log {}: {error}", path.display()))
 }
@@ -258,7 +275,6 @@ pub(super) struct Source<'a> {
 
 impl<'a> Source<'a> {
     pub(super) fn new(stream: &'a OwnedFd, take: &'a mut dyn FnMut(&[u8])) -> Self {
-        let _ = rustix::io::ioctl_fionbio(stream, true);
         Self {
             stream,
             take,
@@ -266,18 +282,33 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Takes what is there now, about `budget` bytes at the most.
-    fn drain(&mut self, buffer: &mut [u8], mut budget: usize) {
-        while self.open && budget > 0 {
-            match rustix::io::read(self.stream, &mut *buffer) {
-                Ok(0) => self.open = false,
-                Ok(length) => {
-                    budget = budget.saturating_sub(length);
-                    (self.take)(buffer.get(..length).unwrap_or_default());
-                }
+    /// Takes what one read gives; none: nothing is there (and the stream does not block), or
+    /// it is over. `buffer` is empty before and after.
+    fn read(&mut self, buffer: &mut Vec<u8>) -> Option<usize> {
+        let length = loop {
+            match rustix::io::read(self.stream, rustix::buffer::spare_capacity(buffer)) {
                 Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return,
+                read => break read.ok()?,
             }
+        };
+        if length == 0 {
+            self.open = false;
+            return None;
+        }
+        (self.take)(buffer);
+        buffer.clear();
+        Some(length)
+    }
+
+    /// Takes what is there now, about `budget` bytes at the most.
+    fn drain(&mut self, buffer: &mut Vec<u8>, mut budget: usize) {
+        // Others may still hold the writing end, and never write.
+        let _ = rustix::io::ioctl_fionbio(self.stream, true);
+        while self.open
+            && budget > 0
+            && let Some(length) = self.read(buffer)
+        {
+            budget = budget.saturating_sub(length);
         }
     }
 }
@@ -287,9 +318,11 @@ impl<'a> Source<'a> {
 pub(super) fn read_until_end(ended: BorrowedFd<'_>, sources: &mut [Source<'_>]) {
     // The largest pipe that the system makes for anybody.
     const PIPE: usize = 1024 * 1024;
-    let mut buffer = vec![0; 64 * 1024];
+    let mut buffer = Vec::with_capacity(64 * 1024);
+    let mut fds = Vec::with_capacity(1 + sources.len());
     loop {
-        let mut fds = vec![PollFd::from_borrowed_fd(ended, PollFlags::IN)];
+        fds.clear();
+        fds.push(PollFd::from_borrowed_fd(ended, PollFlags::IN));
         let open = sources.iter().filter(|source| source.open);
         fds.extend(open.map(|source| PollFd::new(source.stream, PollFlags::IN)));
         match poll(&mut fds, None) {
@@ -301,11 +334,15 @@ pub(super) fn read_until_end(ended: BorrowedFd<'_>, sources: &mut [Source<'_>]) 
                 continue;
             }
         }
-        let over = fds.first().is_some_and(|fd| !fd.revents().is_empty());
-        drop(fds);
-        for source in &mut *sources {
-            let budget = if over { PIPE } else { buffer.len() };
-            source.drain(&mut buffer, budget);
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let over = ready.next().unwrap_or(true);
+        for source in sources.iter_mut().filter(|source| source.open) {
+            let is_ready = ready.next().unwrap_or(false);
+            if over {
+                source.drain(&mut buffer, PIPE);
+            } else if is_ready {
+                source.read(&mut buffer);
+            }
         }
         if over {
             return;

@@ -20,6 +20,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
     SocketType, recv, sendmsg, socketpair,
@@ -30,10 +31,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::event::{Captured, Ending, Outcome};
 use crate::engine::spec::Api;
-use crate::executor::control::Control;
+use crate::executor::control::{Bell, Control};
 use crate::executor::lines::LineParser;
-use crate::executor::process::{Source, Surroundings, open_log, read_until_end, sweep};
-use crate::executor::spawn::{self, Command};
+use crate::executor::process::{Source, Surroundings, no_input, open_log, read_until_end, sweep};
+use crate::executor::spawn::{self, Command, Texts};
 use crate::value::Value;
 use crate::value::json::{self, Dialect};
 
@@ -42,6 +43,10 @@ const PROTOCOL: u32 = 1;
 const INTERPRETER_GONE: &str = "the Python interpreter ended";
 /// How often a wait for the interpreter looks whether the call is to end.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN_POLL: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
 /// Most bytes of a result; the extension module's limit is a little lower.
 const RESULT_LIMIT: usize = 17 * 1024 * 1024;
 const EXTENSION: &str = "libapscli_python.so";
@@ -175,7 +180,7 @@ struct Request<'a> {
     module: &'a str,
     function: &'a str,
     path: Vec<String>,
-    env: BTreeMap<&'a str, String>,
+    env: BTreeMap<String, String>,
     param: Value,
     cwd: Option<String>,
 }
@@ -197,11 +202,8 @@ fn request(
         path.push(text(folder.into_os_string())?);
     }
     let mut env = BTreeMap::new();
-    for (name, value) in &api.env {
-        let value = value
-            .expand(|name| surroundings.lookup(name))
-            .map_err(|error| format!("{error} (in action.env.{name})"))?;
-        env.insert(name.as_str(), text(value)?);
+    for (name, value) in surroundings.own_env(&api.env)? {
+        env.insert(text(name)?, text(value)?);
     }
     let request = Request {
         module: &api.module,
@@ -241,8 +243,13 @@ enum Message {
 #[derive(Debug)]
 struct Pending {
     replies: Sender<Message>,
-    /// The caller polls the other end: its end of file is the call's end.
-    _ends: OwnedFd,
+    ended: Arc<Bell>,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.ended.ring();
+    }
 }
 
 /// A warm interpreter.
@@ -287,32 +294,25 @@ impl Interpreter {
             next_call: AtomicU64::new(0),
             calls: Mutex::new(Some(BTreeMap::new())),
         });
-        let mut args = vec![
-            program.as_os_str().as_bytes().to_vec(),
-            b"-c".to_vec(),
-            BOOTSTRAP.into(),
+        let socket = theirs.as_raw_fd().to_string();
+        let mut words = vec![
+            program.as_os_str().as_bytes(),
+            b"-c",
+            BOOTSTRAP.as_bytes(),
+            extension.as_os_str().as_bytes(),
+            socket.as_bytes(),
         ];
-        args.push(extension.into_os_string().as_bytes().to_vec());
-        args.push(theirs.as_raw_fd().to_string().into_bytes());
-        args.extend(preload.iter().map(|module| module.clone().into_bytes()));
-        let env = surroundings.env.iter().map(|(name, value)| {
-            let mut entry = name.as_bytes().to_vec();
-            entry.push(b'=');
-            entry.extend(value.as_bytes());
-            entry
-        });
-        let texts = |texts: Vec<Vec<u8>>| {
-            texts
-                .into_iter()
-                .map(CString::new)
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|_| "python's command line would hold a zero byte".to_owned())
-        };
+        words.extend(preload.iter().map(|module| module.as_bytes()));
+        let mut args = Texts::default();
+        if !words.iter().all(|word| args.push(&[word])) {
+            return Err("python's command line would hold a zero byte".to_owned());
+        }
         let start = Start {
             program: CString::new(program.as_os_str().as_bytes())
                 .map_err(|_| "python's path holds a zero byte".to_owned())?,
-            args: texts(args)?,
-            env: texts(env.collect())?,
+            args,
+            env: surroundings.env_texts(&BTreeMap::new())?,
+            no_input: no_input()?,
             socket: theirs,
             log: open_log(log)?,
         };
@@ -402,7 +402,7 @@ impl Interpreter {
         let (request_read, request_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
         let (result, result_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
         let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
-        let (ended, ends) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
+        let ended = Arc::new(Bell::new().map_err(system)?);
         let mut log = open_log(log)?;
         let (replies, reply) = channel();
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
@@ -411,7 +411,7 @@ impl Interpreter {
                 call,
                 Pending {
                     replies,
-                    _ends: ends,
+                    ended: Arc::clone(&ended),
                 },
             ),
             None => return Ok(lost()),
@@ -423,7 +423,7 @@ impl Interpreter {
             log.as_fd(),
         ];
         let started = control.start(|| {
-            self.send(call, &fds)
+            self.send(call, &fds, control)
                 .map_err(|error| format!("cannot ask python for a process: {error}"))?;
             forked(&reply, control)
         });
@@ -444,6 +444,8 @@ impl Interpreter {
                 return Ok(Outcome::silent(Ending::Killed(cause)));
             }
         };
+        // An interpreter that is stopped tells of no end.
+        control.ring_on_kill(&ended);
         // The child reads all of it first; if it cannot, it has ended, and that is told below.
         let _ = File::from(request_write).write_all(request);
         let mut lines = LineParser::default();
@@ -464,6 +466,9 @@ impl Interpreter {
             ],
         );
         let (how, killed) = control.reap(|| reply.try_recv().ok());
+        if how.is_none() {
+            self.forget(call);
+        }
         if killed.is_some() {
             sweep(group, surroundings.grace, control);
         } else if how.is_none() {
@@ -497,18 +502,29 @@ impl Interpreter {
         }
     }
 
-    fn send(&self, call: u64, fds: &[BorrowedFd<'_>; 4]) -> io::Result<()> {
+    /// Asks for a process. An interpreter that does not read (it may be stopped) is waited for
+    /// as long as nobody wants the call to end.
+    fn send(&self, call: u64, fds: &[BorrowedFd<'_>; 4], control: &Control) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(fds));
         let packet = format!("{{\"call\":{call}}}");
-        sendmsg(
-            &self.socket,
-            &[IoSlice::new(packet.as_bytes())],
-            &mut ancillary,
-            SendFlags::NOSIGNAL,
-        )?;
-        Ok(())
+        loop {
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(SendAncillaryMessage::ScmRights(fds));
+            let sent = sendmsg(
+                &self.socket,
+                &[IoSlice::new(packet.as_bytes())],
+                &mut ancillary,
+                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+            );
+            match sent {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) if control.cause().is_none() => {
+                    let mut room = [PollFd::new(&self.socket, PollFlags::OUT)];
+                    let _ = poll(&mut room, Some(&LOOK_AGAIN_POLL));
+                }
+                sent => return Ok(sent.map(|_| ())?),
+            }
+        }
     }
 }
 
@@ -538,20 +554,20 @@ fn until_ready(
 /// What the interpreter's process is made of.
 struct Start {
     program: CString,
-    args: Vec<CString>,
-    env: Vec<CString>,
+    args: Texts,
+    env: Texts,
+    no_input: BorrowedFd<'static>,
     socket: OwnedFd,
     log: File,
 }
 
 impl Start {
     fn spawn(self) -> io::Result<spawn::Child> {
-        let no_input = File::open("/dev/null")?;
         spawn::spawn(&Command {
             program: self.program,
             args: self.args,
             env: self.env,
-            stdin: no_input.as_fd(),
+            stdin: self.no_input,
             stdout: self.log.as_fd(),
             stderr: self.log.as_fd(),
             inherit: Some(self.socket.as_fd()),

@@ -14,17 +14,51 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
+
+/// Texts as exec takes them: one behind the other, each with a zero byte at its end. An
+/// environment has a hundred entries, and so one allocation where it could have a hundred.
+#[derive(Debug, Default)]
+pub struct Texts {
+    bytes: Vec<u8>,
+    starts: Vec<usize>,
+}
+
+impl Texts {
+    /// Adds one text, given in parts. False: it holds a zero byte, which no program can be
+    /// given, and was not added.
+    #[must_use]
+    pub fn push(&mut self, parts: &[&[u8]]) -> bool {
+        if parts.iter().any(|part| part.contains(&0)) {
+            return false;
+        }
+        self.starts.push(self.bytes.len());
+        for part in parts {
+            self.bytes.extend_from_slice(part);
+        }
+        self.bytes.push(0);
+        true
+    }
+
+    /// Pointers into the texts, with the null behind them that exec looks for.
+    fn pointers(&self) -> Vec<*const c_char> {
+        let texts = self.starts.iter().filter_map(|at| self.bytes.get(*at..));
+        let end = std::iter::once(ptr::null());
+        texts.map(|text| text.as_ptr().cast()).chain(end).collect()
+    }
+}
 
 /// Everything a process starts with.
 pub struct Command<'a> {
     /// The file to execute; no search.
     pub program: CString,
     /// All arguments, the program's own name first.
-    pub args: Vec<CString>,
+    pub args: Texts,
     /// The whole environment, as `NAME=value`.
-    pub env: Vec<CString>,
+    pub env: Texts,
     /// Standard input.
     pub stdin: BorrowedFd<'a>,
     /// Standard output.
@@ -51,7 +85,7 @@ struct Plan {
     env: *const *const c_char,
     fds: [RawFd; 3],
     inherit: RawFd,
-    guard: RawFd,
+    groups: Option<&'static Groups>,
     parent: libc::pid_t,
     mask: libc::sigset_t,
     open_files: Option<libc::rlimit>,
@@ -64,11 +98,7 @@ const STACK: usize = 64 * 1024;
 
 /// Starts a process. It dies with the calling *thread*, which must therefore outlive it.
 pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
-    let pointers = |texts: &[CString]| -> Vec<*const c_char> {
-        let end = std::iter::once(ptr::null());
-        texts.iter().map(|text| text.as_ptr()).chain(end).collect()
-    };
-    let (args, env) = (pointers(&command.args), pointers(&command.env));
+    let (args, env) = (command.args.pointers(), command.env.pointers());
     let mut plan = Plan {
         program: command.program.as_ptr(),
         args: args.as_ptr(),
@@ -79,14 +109,15 @@ pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
             command.stderr.as_raw_fd(),
         ],
         inherit: command.inherit.map_or(-1, |fd| fd.as_raw_fd()),
-        guard: GUARD.get().map_or(-1, rustix::fd::AsRawFd::as_raw_fd),
+        groups: GUARD.get().map(|guard| guard.groups),
         parent: rustix::process::getpid().as_raw_nonzero().get(),
         // SAFETY: an all-zero signal set is a valid value; it is filled below.
         mask: unsafe { std::mem::zeroed() },
         open_files: OPEN_FILES.get().copied(),
         failed: 0,
     };
-    let mut stack: Vec<u128> = vec![0; STACK / size_of::<u128>()];
+    // Not zeroed: nearly all of it is never touched.
+    let mut stack = Box::<[u128]>::new_uninit_slice(STACK / size_of::<u128>());
     let mut pidfd: c_int = -1;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     // SAFETY: all signals are blocked, so no handler runs in the child on our memory. The child
@@ -140,10 +171,8 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
         if libc::setpgid(0, 0) != 0 {
             fail(plan);
         }
-        if (*plan).guard >= 0 {
-            let pid: libc::pid_t = libc::getpid();
-            let record = (&raw const pid).cast::<c_void>();
-            libc::write((*plan).guard, record, size_of::<libc::pid_t>());
+        if let Some(groups) = (*plan).groups {
+            groups.set(libc::getpid(), true);
         }
         for (target, source) in [
             (0, (*plan).fds[0]),
@@ -213,14 +242,74 @@ pub fn is_ignored(signal: i32) -> bool {
     }
 }
 
-static GUARD: OnceLock<OwnedFd> = OnceLock::new();
+/// Which process groups are alive, by the id of their leader: memory that is shared with the
+/// guard, so that a word to it costs neither a system call nor a wake-up. One bit a number.
+struct Groups([AtomicU32; Groups::MOST / 32]);
+
+impl Groups {
+    /// No process id of Linux is as large (`PID_MAX_LIMIT`).
+    const MOST: usize = 4 * 1024 * 1024;
+
+    /// Memory that forked processes share. Pages that nobody has written to take no room.
+    fn shared() -> io::Result<&'static Self> {
+        // SAFETY: a new mapping of zero bytes, which are valid and false, of just the size of
+        // the table; it is never unmapped, and only touched by atomic accesses.
+        unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+            let memory = libc::mmap(ptr::null_mut(), size_of::<Self>(), access, kind, -1, 0);
+            if memory == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(&*memory.cast::<Self>())
+        }
+    }
+
+    fn set(&self, pid: libc::pid_t, alive: bool) {
+        let Ok(number) = usize::try_from(pid) else {
+            return;
+        };
+        if let Some(word) = self.0.get(number / 32) {
+            let bit = 1 << (number % 32);
+            if alive {
+                word.fetch_or(bit, Ordering::Relaxed);
+            } else {
+                word.fetch_and(!bit, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn alive(&self) -> impl Iterator<Item = Pid> {
+        let words = (0..).step_by(32).zip(&self.0);
+        words.flat_map(|(first, word)| {
+            let word = word.load(Ordering::Relaxed);
+            let set = (0..32).filter(move |bit| word & (1 << bit) != 0);
+            set.filter_map(move |bit| Pid::from_raw(first + bit))
+        })
+    }
+}
+
+struct Guard {
+    groups: &'static Groups,
+    /// Nothing is written to it: its end, which only our own end brings, is the guard's signal.
+    _alive: OwnedFd,
+}
+
+static GUARD: OnceLock<Guard> = OnceLock::new();
+
+/// How long the guard waits for killed groups to be gone. What is not gone then hangs in the
+/// kernel, or is dead and has no parent that reaps it.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Starts the guard: a process that ends, when this one is gone however it went, the process
 /// groups that were started and not reaped. The parent-death signal alone ends a script but not
 /// the programs that it runs.
 ///
+/// `held` stays open in the guard until those groups are gone: a lock on it says so to others.
+///
 /// Call it first of all, while the program has one thread.
-pub fn start_guard() -> io::Result<()> {
+pub fn start_guard(held: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let groups = Groups::shared()?;
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // SAFETY: the caller promises a single thread, so the child's copy of the memory is whole
     // and no lock in it is held.
@@ -228,10 +317,13 @@ pub fn start_guard() -> io::Result<()> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(write);
-            guard(read)
+            guard(groups, read, held)
         }
         _ => {
-            let _ = GUARD.set(write);
+            let _ = GUARD.set(Guard {
+                groups,
+                _alive: write,
+            });
             Ok(())
         }
     }
@@ -240,23 +332,28 @@ pub fn start_guard() -> io::Result<()> {
 /// Tells the guard of a process group that another process has started for us.
 pub fn remember(pid: Pid) {
     if let Some(guard) = GUARD.get() {
-        let _ = rustix::io::write(guard, &pid.as_raw_nonzero().get().to_ne_bytes());
+        guard.groups.set(pid.as_raw_nonzero().get(), true);
     }
 }
 
 /// Tells the guard that a process group is over.
 pub fn forget(pid: Pid) {
     if let Some(guard) = GUARD.get() {
-        let _ = rustix::io::write(guard, &(-pid.as_raw_nonzero().get()).to_ne_bytes());
+        guard.groups.set(pid.as_raw_nonzero().get(), false);
     }
 }
 
-/// The guard's life: it holds nothing but its pipe, so that nobody waits for an end of file
-/// because of it, and it is in a session of its own, so that no Ctrl-C reaches it.
-fn guard(pipe: OwnedFd) -> ! {
-    let mut pipe = std::fs::File::from(pipe);
-    let fd = pipe.as_raw_fd().unsigned_abs();
-    // SAFETY: this process has one thread and uses no descriptor but the pipe's from here on.
+/// The guard's life: it holds nothing but its pipe and what it was told to hold, so that nobody
+/// waits for an end of file because of it, and it is in a session of its own, so that no Ctrl-C
+/// reaches it.
+fn guard(groups: &Groups, pipe: OwnedFd, held: Option<BorrowedFd<'_>>) -> ! {
+    let mut kept = [
+        pipe.as_raw_fd().unsigned_abs(),
+        held.map_or(pipe.as_raw_fd(), |held| held.as_raw_fd())
+            .unsigned_abs(),
+    ];
+    kept.sort_unstable();
+    // SAFETY: this process has one thread and uses no descriptor but these from here on.
     unsafe {
         libc::setsid();
         // Whoever ends a whole service by TERM means the run; the guard ends after it.
@@ -264,21 +361,25 @@ fn guard(pipe: OwnedFd) -> ! {
             libc::signal(signal, libc::SIG_IGN);
         }
         libc::prctl(libc::PR_SET_NAME, c"apscli-guard".as_ptr());
-        if fd > 0 {
-            libc::close_range(0, fd - 1, 0);
+        let mut first = 0;
+        for kept in kept {
+            if first < kept {
+                libc::close_range(first, kept - 1, 0);
+            }
+            first = kept + 1;
         }
-        libc::close_range(fd + 1, u32::MAX, 0);
+        libc::close_range(first, u32::MAX, 0);
     }
-    let mut groups = std::collections::BTreeSet::new();
-    let mut record = [0; size_of::<i32>()];
-    while pipe.read_exact(&mut record).is_ok() {
-        match i32::from_ne_bytes(record) {
-            pid if pid > 0 => groups.insert(pid),
-            pid => groups.remove(&pid.saturating_neg()),
-        };
+    let mut pipe = std::fs::File::from(pipe);
+    // Ends when the last holder of the other end is gone, and by nothing else.
+    let _ = pipe.read_to_end(&mut Vec::new());
+    for group in groups.alive() {
+        let _ = kill_process_group(group, Signal::KILL);
     }
-    for pid in groups.into_iter().filter_map(Pid::from_raw) {
-        let _ = kill_process_group(pid, Signal::KILL);
+    let start = Instant::now();
+    let is_left = |group| rustix::process::test_kill_process_group(group).is_ok();
+    while groups.alive().any(is_left) && start.elapsed() < GONE_WITHIN {
+        std::thread::sleep(Duration::from_millis(5));
     }
     // SAFETY: ends this process without running what belongs to the parent.
     unsafe { libc::_exit(0) }

@@ -12,8 +12,11 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -40,18 +43,62 @@ pub struct Header {
     pub folder: PathBuf,
     /// The parameters.
     pub params: Params,
+    /// How it was asked to run; a resume keeps to it where it is not asked otherwise.
+    #[serde(default)]
+    pub flags: Flags,
+}
+
+/// How a run was asked to run. None and empty: not asked, the default holds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Flags {
+    /// Most nodes at once.
+    pub parallel: Option<NonZeroUsize>,
+    /// Longest time from the run's start.
+    pub timeout: Option<Duration>,
+    /// How long a process has between TERM and KILL.
+    pub grace: Option<Duration>,
+    /// The python3 for api nodes.
+    pub python: Option<PathBuf>,
+    /// Modules that the interpreter imports once.
+    pub preload: Vec<String>,
+}
+
+impl Flags {
+    /// These, and where they say nothing, what `earlier` says.
+    #[must_use]
+    pub fn or(self, earlier: Self) -> Self {
+        Self {
+            parallel: self.parallel.or(earlier.parallel),
+            timeout: self.timeout.or(earlier.timeout),
+            grace: self.grace.or(earlier.grace),
+            python: self.python.or(earlier.python),
+            preload: if self.preload.is_empty() {
+                earlier.preload
+            } else {
+                self.preload
+            },
+        }
+    }
 }
 
 impl Header {
     /// A header in today's format.
     #[must_use]
-    pub fn new(source: String, template: String, folder: PathBuf, params: Params) -> Self {
+    pub fn new(
+        source: String,
+        template: String,
+        folder: PathBuf,
+        params: Params,
+        flags: Flags,
+    ) -> Self {
         Self {
             journal_format: FORMAT,
             source,
             template,
             folder,
             params,
+            flags,
         }
     }
 }
@@ -201,7 +248,7 @@ pub enum JournalError {
         source: io::Error,
     },
     /// Another apscli has it.
-    #[error("{}: another apscli is still running this; expected a run that was killed", .0.display())]
+    #[error("{}: another apscli is still running this, or what it started is; expected a run that was killed", .0.display())]
     InUse(PathBuf),
     /// A run was recorded here already.
     #[error("{}: a run is recorded here already; use --resume to go on with it, or another folder", .0.display())]
@@ -224,6 +271,22 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     buffer: Vec<u8>,
+    /// What went wrong with an event that was taken.
+    failed: Option<JournalError>,
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // The guard process holds the lock too, a moment longer: a run that has ended by itself
+        // leaves nothing that it would have to wait for.
+        let _ = self.file.unlock();
+    }
+}
+
+impl AsFd for Journal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 /// The journal's file in a run's folder.
@@ -255,6 +318,7 @@ impl Journal {
             path,
             file,
             buffer: Vec::new(),
+            failed: None,
         };
         journal.lock()?;
         journal.line(header)?;
@@ -282,6 +346,7 @@ impl Journal {
                 .try_clone()
                 .map_err(|source| io_error("cannot open the journal", source))?,
             buffer: Vec::new(),
+            failed: None,
         };
         lock.lock()?;
         let mut bytes = Vec::new();
@@ -310,15 +375,28 @@ impl Journal {
         Ok((lock, header, recorded))
     }
 
+    /// Locks it, waiting a moment: what is left of a run that was killed just now may still be
+    /// ending.
     fn lock(&self) -> Result<(), JournalError> {
-        match self.file.try_lock() {
-            Ok(()) => Ok(()),
-            Err(TryLockError::WouldBlock) => Err(JournalError::InUse(self.path.clone())),
-            Err(TryLockError::Error(source)) => Err(JournalError::Io {
-                path: self.path.clone(),
-                what: "cannot lock the journal",
-                source,
-            }),
+        const MOMENT: Duration = Duration::from_secs(3);
+        let start = Instant::now();
+        loop {
+            match self.file.try_lock() {
+                Ok(()) => return Ok(()),
+                Err(TryLockError::WouldBlock) if start.elapsed() < MOMENT => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(JournalError::InUse(self.path.clone()));
+                }
+                Err(TryLockError::Error(source)) => {
+                    return Err(JournalError::Io {
+                        path: self.path.clone(),
+                        what: "cannot lock the journal",
+                        source,
+                    });
+                }
+            }
         }
     }
 
@@ -332,7 +410,21 @@ impl Journal {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), JournalError> {
+    /// Takes an event, to be written by the next [`Journal::flush`].
+    pub fn push(&mut self, graph: &Graph, event: &Event) {
+        if let Err(error) = self.line(&Record::new(graph, event)) {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    /// Appends the events that were taken, with one write.
+    pub fn flush(&mut self) -> Result<(), JournalError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
         let written = self.file.write_all(&self.buffer);
         self.buffer.clear();
         written.map_err(|source| JournalError::Io {
@@ -340,17 +432,6 @@ impl Journal {
             what: "cannot write the journal",
             source,
         })
-    }
-
-    /// Appends events with one write.
-    pub fn append(&mut self, graph: &Graph, events: &[Event]) -> Result<(), JournalError> {
-        if events.is_empty() {
-            return Ok(());
-        }
-        for event in events {
-            self.line(&Record::new(graph, event))?;
-        }
-        self.flush()
     }
 
     /// Forces what is written to the disk; at the end of a run.

@@ -9,18 +9,20 @@ pub mod report;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::Notify;
+use tokio::time::{Interval, interval};
 
-use crate::engine::event::{CancelCause, Ending, Event, Outcome};
+use crate::engine::event::{CancelCause, Ending, Event, KillCause, Outcome};
 use crate::engine::graph::{Graph, NodeIx};
 use crate::engine::name::Attempt;
 use crate::engine::spec::Action;
-use crate::engine::state::{Illegal, NodeState, RunState};
+use crate::engine::state::{Illegal, NodeState, Phase, RunState};
 use crate::engine::step::{Decision, Limits, Verdict, step};
 use crate::executor::control::Control;
 use crate::executor::process::{self, Surroundings};
@@ -80,109 +82,237 @@ pub struct Options {
     pub python: Python,
 }
 
-/// Why a run could not go on. Every process that it had started is ended.
+/// Why a run ended before its time. Every process that it had started is ended.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The journal could not be written, so nothing more may be started.
     #[error("the run was stopped, because its journal cannot be written")]
     Journal(#[from] JournalError),
-    /// The system refuses what every run needs.
-    #[error("cannot start the run")]
-    System(#[from] std::io::Error),
     /// A bug: the engine refused an event of its own making.
     #[error("the run was stopped by a bug of apscli")]
     Illegal(#[from] Illegal),
 }
 
-struct Ended {
-    node: NodeIx,
-    attempt: Attempt,
-    outcome: Outcome,
+/// How a run came to its end.
+pub struct End {
+    /// What became of every node.
+    pub state: RunState,
+    /// The run's own end. One that was stopped by an error is cancelled.
+    pub verdict: Verdict,
+    /// What stopped it, if something did.
+    pub error: Option<RunError>,
 }
 
 /// A run on this machine.
-pub struct Driver<'a> {
-    graph: Arc<Graph>,
-    state: RunState,
-    journal: Journal,
-    options: Options,
-    surroundings: Arc<Surroundings>,
-    python: Arc<Python>,
-    clock: Clock,
-    controls: BTreeMap<NodeIx, Arc<Control>>,
-    ended: UnboundedSender<Ended>,
-    news: UnboundedReceiver<Ended>,
-    watch: &'a mut dyn Watch,
+pub struct Driver {
+    run: Arc<Run>,
+    interrupts: Interrupts,
 }
 
-impl<'a> Driver<'a> {
-    /// A driver for a run whose recorded events are folded into `state`.
+/// What the threads of a run share.
+///
+/// The thread that has carried out a node takes the run a step further itself, and goes on with
+/// the next node: a node that follows another costs no wake-up of a second thread.
+struct Run {
+    graph: Arc<Graph>,
+    surroundings: Surroundings,
+    dir: PathBuf,
+    python: Python,
+    /// Where the threads come from.
+    runtime: Handle,
+    core: Mutex<Core>,
+    /// Wakes the waiting [`Driver`].
+    news: Notify,
+}
+
+impl Driver {
+    /// A driver for a run whose recorded events are folded into `state`. It is made and run in
+    /// a tokio runtime, whose blocking threads carry out the nodes.
     pub fn new(
         graph: Arc<Graph>,
         state: RunState,
         journal: Journal,
         options: Options,
-        watch: &'a mut dyn Watch,
-    ) -> Self {
-        let (ended, news) = unbounded_channel();
-        Self {
-            graph,
+        watch: Box<dyn Watch + Send>,
+    ) -> std::io::Result<Self> {
+        let core = Core {
+            graph: Arc::clone(&graph),
+            limits: options.limits,
             state,
             journal,
-            surroundings: Arc::new(options.surroundings.clone()),
-            python: Arc::new(options.python.clone()),
-            options,
+            watch,
             clock: Clock::default(),
             controls: BTreeMap::new(),
-            ended,
-            news,
-            watch,
+            wake_at: None,
+            verdict: None,
+            error: None,
+        };
+        let run = Run {
+            graph,
+            surroundings: options.surroundings,
+            dir: options.dir,
+            python: options.python,
+            runtime: Handle::current(),
+            core: Mutex::new(core),
+            news: Notify::new(),
+        };
+        Ok(Self {
+            run: Arc::new(run),
+            interrupts: Interrupts::new()?,
+        })
+    }
+
+    /// Runs to the end.
+    pub async fn run(mut self) -> End {
+        let begun = self.run.core().begin();
+        self.run.carry_out(begun);
+        let mut tick = self.run.core().watch.tick_every().map(interval);
+        loop {
+            let wake_at = {
+                let mut core = self.run.core();
+                if let Some(end) = core.end() {
+                    return end;
+                }
+                core.wake_at
+            };
+            tokio::select! {
+                () = self.run.news.notified() => {}
+                () = self.interrupts.next() => self.run.go_on(Core::interrupted),
+                () = self.run.at(wake_at) => self.run.go_on(|core| core.take(Vec::new())),
+                () = next(&mut tick) => self.run.core().tick(),
+            }
+        }
+    }
+}
+
+/// The next tick; never, where none are wanted.
+async fn next(tick: &mut Option<Interval>) {
+    match tick {
+        Some(tick) => {
+            tick.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+impl Run {
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a time; for ever, where none is given.
+    async fn at(&self, time: Option<Timestamp>) {
+        let Some(time) = time else {
+            return std::future::pending().await;
+        };
+        let left = time.duration_since(self.core().clock.now());
+        tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
+    }
+
+    /// Takes the run further and carries out what it says.
+    fn go_on(self: &Arc<Self>, further: impl FnOnce(&mut Core) -> Vec<Act>) {
+        let acts = further(&mut self.core());
+        self.carry_out(acts);
+    }
+
+    fn carry_out(self: &Arc<Self>, acts: Vec<Act>) {
+        for act in acts {
+            match act {
+                Act::Start(start) => {
+                    let run = Arc::clone(self);
+                    self.runtime.spawn_blocking(move || run.work(start));
+                }
+                Act::Kill(control) => {
+                    let grace = self.surroundings.grace;
+                    self.runtime.spawn(async move {
+                        tokio::time::sleep(grace).await;
+                        control.kill();
+                    });
+                }
+            }
         }
     }
 
-    /// Runs to the end. The state that comes back is that of the journal, also on error.
-    pub async fn run(mut self) -> (RunState, Result<Verdict, RunError>) {
-        let verdict = self.drive().await;
-        if verdict.is_err() {
-            self.end_everything().await;
+    /// Carries out an attempt, and then others as long as there are any for this thread.
+    fn work(self: Arc<Self>, first: Start) {
+        let mut next = Some(first);
+        while let Some(start) = next.take() {
+            let outcome = self.attempt(&start);
+            let mut core = self.core();
+            let slept_until = core.wake_at;
+            let mut acts = core.ended(&start, outcome);
+            let is_news = core.is_over() || core.wake_at != slept_until;
+            drop(core);
+            if is_news {
+                self.news.notify_one();
+            }
+            let mine = acts.iter().position(|act| matches!(act, Act::Start(_)));
+            if let Some(Act::Start(start)) = mine.map(|index| acts.swap_remove(index)) {
+                next = Some(start);
+            }
+            self.carry_out(acts);
         }
-        (self.state, verdict)
     }
 
-    async fn drive(&mut self) -> Result<Verdict, RunError> {
-        let mut interrupts = Interrupts::new()?;
-        let begun = self.state.started_at().is_some();
+    fn attempt(&self, start: &Start) -> Outcome {
+        let (node, control) = (self.graph.node(start.node), &start.control);
+        let log = logs::path(&self.dir, &node.name, start.attempt);
+        let work = || match &node.action {
+            Action::Cmd(cmd) => process::run(cmd, &node.param, &self.surroundings, &log, control),
+            Action::Api(api) => {
+                self.python
+                    .run(api, &node.param, &self.surroundings, &log, control)
+            }
+        };
+        // A hand that panics must not leave the run waiting for ever.
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+            control.kill();
+            let message = "the executor broke down; this is a bug of apscli".to_owned();
+            Outcome::silent(Ending::Lost(message))
+        })
+    }
+}
+
+/// An attempt to be carried out.
+struct Start {
+    node: NodeIx,
+    attempt: Attempt,
+    control: Arc<Control>,
+}
+
+/// What is left to be done once a decision is on record.
+enum Act {
+    Start(Start),
+    /// It was told to end, and is to be killed when it has had its grace.
+    Kill(Arc<Control>),
+}
+
+/// The run itself: what has happened, and what is to happen next. Whoever has news brings it
+/// here, one after the other.
+struct Core {
+    graph: Arc<Graph>,
+    limits: Limits,
+    state: RunState,
+    journal: Journal,
+    watch: Box<dyn Watch + Send>,
+    clock: Clock,
+    controls: BTreeMap<NodeIx, Arc<Control>>,
+    /// When there is something to do without any news.
+    wake_at: Option<Timestamp>,
+    verdict: Option<Verdict>,
+    /// What stopped the run. From then on nothing is recorded.
+    error: Option<RunError>,
+}
+
+impl Core {
+    fn begin(&mut self) -> Vec<Act> {
         let at = self.clock.now();
-        let first = if begun {
+        let first = if self.state.started_at().is_some() {
             self.orphans(at)
         } else {
             vec![Event::RunStarted { at }]
         };
-        self.record(&first)?;
-        loop {
-            let wake_at = loop {
-                let now = self.clock.now();
-                let step = step(&self.graph, &self.state, &self.options.limits, now);
-                if let Some(verdict) = step.verdict {
-                    self.journal.sync();
-                    return Ok(verdict);
-                }
-                if step.decisions.is_empty() {
-                    break step.wake_at;
-                }
-                let events: Vec<Event> = step
-                    .decisions
-                    .iter()
-                    .map(|decision| decision.event(now))
-                    .collect();
-                self.record(&events)?;
-                for decision in &step.decisions {
-                    self.act(decision);
-                }
-            };
-            let events = self.wait(wake_at, &mut interrupts).await;
-            self.record(&events)?;
-        }
+        self.take(first)
     }
 
     /// Attempts that a journal leaves running are lost: their processes ended with the run that
@@ -209,131 +339,160 @@ impl<'a> Driver<'a> {
             .collect()
     }
 
-    /// Writes events down, then folds them: what is folded is on record.
-    fn record(&mut self, events: &[Event]) -> Result<(), RunError> {
-        self.journal.append(&self.graph, events)?;
-        for event in events {
-            self.state.fold(&self.graph, event)?;
-            self.watch.event(&self.graph, &self.state, event);
+    fn ended(&mut self, start: &Start, outcome: Outcome) -> Vec<Act> {
+        self.controls.remove(&start.node);
+        let at = self.clock.now();
+        self.take(vec![Event::Ended {
+            node: start.node,
+            attempt: start.attempt,
+            outcome,
+            at,
+        }])
+    }
+
+    /// Somebody wants the run to end: first by its rules, then at once.
+    fn interrupted(&mut self) -> Vec<Act> {
+        if self.state.cancelled().is_none() {
+            return self.cancel();
         }
+        for control in self.controls.values() {
+            control.kill();
+        }
+        Vec::new()
+    }
+
+    fn cancel(&mut self) -> Vec<Act> {
+        let at = self.clock.now();
+        let cause = CancelCause::Asked;
+        self.take(vec![Event::Cancelled { cause, at }])
+    }
+
+    /// Takes news in, decides, records all of it with one write, and gives what is to be done.
+    /// Nothing is done that is not on record: when the journal cannot be written, the run goes
+    /// on in memory, as a cancelled one.
+    fn take(&mut self, news: Vec<Event>) -> Vec<Act> {
+        let decided = self.decide(news);
+        let recorded = match &self.error {
+            None => self.journal.flush(),
+            Some(_) => Ok(()),
+        };
+        let mut acts = match decided {
+            Ok(decisions) => self.act(&decisions),
+            Err(error) => {
+                self.error = Some(error.into());
+                self.kill_all()
+            }
+        };
+        if let Err(error) = recorded {
+            self.error.get_or_insert(error.into());
+            // Also ends what was decided above before it has begun.
+            acts.extend(self.cancel());
+        }
+        acts
+    }
+
+    /// Folds events, and then every decision that follows from them.
+    fn decide(&mut self, news: Vec<Event>) -> Result<Vec<Decision>, Illegal> {
+        let mut decisions = Vec::new();
+        if matches!(self.error, Some(RunError::Illegal(_))) {
+            return Ok(decisions);
+        }
+        for event in news {
+            self.fold(&event)?;
+        }
+        loop {
+            let now = self.clock.now();
+            let step = step(&self.graph, &self.state, &self.limits, now);
+            if step.decisions.is_empty() {
+                self.wake_at = step.wake_at;
+                self.verdict = step.verdict;
+                return Ok(decisions);
+            }
+            for decision in &step.decisions {
+                self.fold(&decision.event(now))?;
+            }
+            decisions.extend(step.decisions);
+        }
+    }
+
+    fn fold(&mut self, event: &Event) -> Result<(), Illegal> {
+        self.state.fold(&self.graph, event)?;
+        if self.error.is_none() {
+            self.journal.push(&self.graph, event);
+        }
+        self.watch.event(&self.graph, &self.state, event);
         Ok(())
     }
 
-    fn act(&mut self, decision: &Decision) {
-        match decision {
-            Decision::Start { node, attempt } => self.start(*node, *attempt),
-            Decision::Kill { node, cause, .. } => {
-                let Some(control) = self.controls.get(node) else {
-                    return;
-                };
-                control.terminate(*cause);
-                let (control, grace) = (Arc::clone(control), self.options.surroundings.grace);
-                tokio::spawn(async move {
-                    tokio::time::sleep(grace).await;
-                    control.kill();
-                });
-            }
-            // Nothing to do beyond the record.
-            Decision::Skip { .. } | Decision::GiveUp { .. } | Decision::Cancel { .. } => {}
-        }
-    }
-
-    fn start(&mut self, node: NodeIx, attempt: Attempt) {
-        let control = Arc::new(Control::default());
-        self.controls.insert(node, Arc::clone(&control));
-        let (graph, surroundings) = (Arc::clone(&self.graph), Arc::clone(&self.surroundings));
-        let (python, ended) = (Arc::clone(&self.python), self.ended.clone());
-        let log = logs::path(&self.options.dir, graph.name(node), attempt);
-        tokio::task::spawn_blocking(move || {
-            let work = || {
-                let node = graph.node(node);
-                match &node.action {
-                    Action::Cmd(cmd) => {
-                        process::run(cmd, &node.param, &surroundings, &log, &control)
-                    }
-                    Action::Api(api) => python.run(api, &node.param, &surroundings, &log, &control),
+    fn act(&mut self, decisions: &[Decision]) -> Vec<Act> {
+        let mut acts = Vec::new();
+        for decision in decisions {
+            match decision {
+                Decision::Start { node, attempt } => {
+                    let control = Arc::new(Control::default());
+                    self.controls.insert(*node, Arc::clone(&control));
+                    acts.push(Act::Start(Start {
+                        node: *node,
+                        attempt: *attempt,
+                        control,
+                    }));
                 }
-            };
-            // A hand that panics must not leave the run waiting for ever.
-            let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-                control.kill();
-                let message = "the executor broke down; this is a bug of apscli".to_owned();
-                Outcome::silent(Ending::Lost(message))
-            });
-            let _ = ended.send(Ended {
-                node,
-                attempt,
-                outcome,
-            });
-        });
-    }
-
-    async fn wait(
-        &mut self,
-        wake_at: Option<Timestamp>,
-        interrupts: &mut Interrupts,
-    ) -> Vec<Event> {
-        let mut tick = self.watch.tick_every().map(tokio::time::interval);
-        let sleep = wake_at.map(|at| {
-            let left = at.duration_since(self.clock.now());
-            tokio::time::sleep(Duration::try_from(left).unwrap_or_default())
-        });
-        tokio::pin!(sleep);
-        loop {
-            tokio::select! {
-                Some(ended) = self.news.recv() => {
-                    let mut events = vec![self.event(ended)];
-                    while let Ok(more) = self.news.try_recv() {
-                        events.push(self.event(more));
-                    }
-                    return events;
-                }
-                () = interrupts.next() => {
-                    if self.state.cancelled().is_none() {
-                        return vec![Event::Cancelled { cause: CancelCause::Asked, at: self.clock.now() }];
-                    }
-                    for control in self.controls.values() {
-                        control.kill();
+                Decision::Kill { node, cause, .. } => {
+                    if let Some(control) = self.controls.get(node) {
+                        control.terminate(*cause);
+                        acts.push(Act::Kill(Arc::clone(control)));
                     }
                 }
-                () = async {
-                    match sleep.as_mut().as_pin_mut() {
-                        Some(sleep) => sleep.await,
-                        None => std::future::pending().await,
-                    }
-                } => return Vec::new(),
-                () = async {
-                    match &mut tick {
-                        Some(tick) => { tick.tick().await; }
-                        None => std::future::pending().await,
-                    }
-                } => self.watch.tick(&self.graph, &self.state),
+                // Nothing to do beyond the record.
+                Decision::Skip { .. } | Decision::GiveUp { .. } | Decision::Cancel { .. } => {}
             }
         }
+        acts
     }
 
-    fn event(&mut self, ended: Ended) -> Event {
-        self.controls.remove(&ended.node);
-        Event::Ended {
-            node: ended.node,
-            attempt: ended.attempt,
-            outcome: ended.outcome,
-            at: self.clock.now(),
+    /// Ends everything without the engine, which is not to be asked any more.
+    fn kill_all(&mut self) -> Vec<Act> {
+        self.wake_at = None;
+        let cause = KillCause::Cancel(CancelCause::Asked);
+        let controls = self.controls.values();
+        controls
+            .map(|control| {
+                control.terminate(cause);
+                Act::Kill(Arc::clone(control))
+            })
+            .collect()
+    }
+
+    fn tick(&mut self) {
+        self.watch.tick(&self.graph, &self.state);
+    }
+
+    fn is_over(&self) -> bool {
+        match self.error {
+            Some(RunError::Illegal(_)) => self.controls.is_empty(),
+            _ => self.verdict.is_some(),
         }
     }
 
-    async fn end_everything(&mut self) {
-        for control in self.controls.values() {
-            let cause = crate::engine::event::KillCause::Cancel(CancelCause::Asked);
-            control.terminate(cause);
-            control.kill();
+    fn end(&mut self) -> Option<End> {
+        if !self.is_over() {
+            return None;
         }
-        while !self.controls.is_empty() {
-            let Some(ended) = self.news.recv().await else {
-                return;
-            };
-            self.controls.remove(&ended.node);
+        if self.error.is_none() {
+            self.journal.sync();
         }
+        let stopped = Verdict {
+            phase: Phase::Cancelled,
+            return_code: 0,
+        };
+        Some(End {
+            state: std::mem::replace(&mut self.state, RunState::new(&self.graph)),
+            verdict: self
+                .verdict
+                .filter(|_| self.error.is_none())
+                .unwrap_or(stopped),
+            error: self.error.take(),
+        })
     }
 }
 

@@ -53,17 +53,27 @@ pub enum Value {
     Map(Vec<(String, Value)>),
 }
 
+/// What a value is, in the words of error messages.
+mod words {
+    pub(super) const NULL: &str = "null";
+    pub(super) const BOOL: &str = "true or false";
+    pub(super) const NUMBER: &str = "a number";
+    pub(super) const TEXT: &str = "a text";
+    pub(super) const LIST: &str = "a list";
+    pub(super) const OBJECT: &str = "an object";
+}
+
 impl Value {
     /// What the value is, for error messages: "a number", "a list".
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Null => "null",
-            Self::Bool(_) => "true or false",
-            Self::Number(_) => "a number",
-            Self::String(_) => "a text",
-            Self::List(_) => "a list",
-            Self::Map(_) => "an object",
+            Self::Null => words::NULL,
+            Self::Bool(_) => words::BOOL,
+            Self::Number(_) => words::NUMBER,
+            Self::String(_) => words::TEXT,
+            Self::List(_) => words::LIST,
+            Self::Map(_) => words::OBJECT,
         }
     }
 
@@ -206,12 +216,12 @@ impl Tree {
     #[must_use]
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
-            Kind::Null => "null",
-            Kind::Bool(_) => "true or false",
-            Kind::Number(_) => "a number",
-            Kind::String(_) => "a text",
-            Kind::List(_) => "a list",
-            Kind::Map(_) => "an object",
+            Kind::Null => words::NULL,
+            Kind::Bool(_) => words::BOOL,
+            Kind::Number(_) => words::NUMBER,
+            Kind::String(_) => words::TEXT,
+            Kind::List(_) => words::LIST,
+            Kind::Map(_) => words::OBJECT,
         }
     }
 }

@@ -3,7 +3,9 @@
 //! ```text
 //! cargo build --release --workspace && cargo bench --bench local [-- PART…]
 //! ```
-//! Parts: fan, chain, engine, api; none named: all. Prints one JSON object a line: seconds as
+//! Parts: fan, chain, engine, api, original; none named: all. The last one runs the Python tool
+//! that this program continues beside it, if `APSCLI_ORIGINAL` names a `python3` in whose virtual
+//! environment it is installed (`pip install apscli==0.1.9.18`); it registers templates there. Prints one JSON object a line: seconds as
 //! median, least and most over the repeats; `ratio` is the median of the ratios of each repeat,
 //! against what stands in `against`, and `limit` what it should keep to.
 //!
@@ -66,6 +68,9 @@ fn main() -> Result<()> {
     }
     if wanted("api") {
         api(folder.path(), 1_000, 200)?;
+    }
+    if wanted("original") {
+        original(folder.path(), 3_000, 1_000)?;
     }
     Ok(())
 }
@@ -683,6 +688,74 @@ fn api(folder: &Path, at_once: usize, in_a_row: usize) -> Result<()> {
             &nodes,
             Some(&rest),
         );
+    }
+    Ok(())
+}
+
+// ── The original ────────────────────────────────────────────────────────────────────────────
+
+/// Runs the original's module. It was written for a Python in which `collections` still had this
+/// name.
+const ORIGINAL: &str = r"
+import collections, collections.abc, runpy
+collections.Hashable = collections.abc.Hashable
+runpy.run_module('apscli.apscli', run_name='__main__', alter_sys=True)
+";
+
+fn original(folder: &Path, fan: usize, chain: usize) -> Result<()> {
+    let Some(python) = std::env::var_os("APSCLI_ORIGINAL") else {
+        skipped("original", "all", "APSCLI_ORIGINAL names no python3");
+        return Ok(());
+    };
+    let params = folder.join("original-params.json");
+    fs::write(&params, "{}")?;
+    let action = json!({"type": "cmd", "cmd": PROGRAM, "env": {}});
+    for (name, n, in_a_row) in [("fan", fan, false), ("chain", chain, true)] {
+        let file = format!("original-{name}.json");
+        let template = template(folder, &file, n, in_a_row, &action)?;
+        // It wants ids.
+        let mut nodes: serde_json::Map<String, Json> =
+            serde_json::from_slice(&fs::read(&template)?)?;
+        for (id, node) in (1..).zip(nodes.values_mut()) {
+            if let Some(node) = node.as_object_mut() {
+                node.insert("id".to_owned(), json!(id));
+                node.insert("param".to_owned(), json!({}));
+            }
+        }
+        fs::write(&template, serde_json::to_vec(&nodes)?)?;
+        // A new name each time: it refuses one that it knows.
+        let run = folder.file_name().unwrap_or_default().to_string_lossy();
+        let letters: String = run.chars().filter(char::is_ascii_alphanumeric).collect();
+        let fqsn = format!("bench.local.b{letters}.{name}");
+        let call = || {
+            let mut command = Command::new(&python);
+            command.args(["-c", ORIGINAL]).current_dir(folder);
+            command
+        };
+        let mut register = call();
+        register.args([
+            "register",
+            "--fqsn",
+            &fqsn,
+            "--version",
+            "1.0",
+            "--wf_template",
+        ]);
+        timed(register.arg(&template))?;
+        let mut contestants = vec![
+            Contestant::new("original 0.1.9", || {
+                let mut command = call();
+                timed(command.args(["run", "--fqsn", &fqsn, "--wp"]).arg(&params))
+            }),
+            Contestant::new("apscli", || apscli(&template, folder, PARALLEL, None)),
+        ];
+        take_turns(&mut contestants)?;
+        let bench = format!("original, {name}");
+        let ours = seconds_of(&contestants, "apscli");
+        let theirs = seconds_of(&contestants, "original 0.1.9");
+        line(&bench, "apscli", n, PARALLEL, ours, None);
+        let ratio = Ratio::new("this / apscli", theirs, ours, "> 1");
+        line(&bench, "original 0.1.9", n, 0, theirs, Some(&ratio));
     }
     Ok(())
 }

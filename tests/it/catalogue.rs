@@ -1,6 +1,6 @@
 //! The catalogue on disk: found, listed, changed at once by several, never half written.
 
-use crate::program::{Place, finish};
+use crate::program::{PYTHON, Place, finish};
 
 fn template(place: &Place, name: &str) {
     place.write(
@@ -199,4 +199,28 @@ fn what_cannot_be_read_is_left_as_it_is() {
     assert_eq!(place.read("metadata/x/y/cat.json"), "{\"svc\": ");
     place.write("t.template", "{\"a\": {}}");
     assert_eq!(register(&place, &[]).0, 2);
+}
+
+/// A folder that cannot be listed (here: its path is longer than the system takes) hides
+/// itself and nothing else.
+#[test]
+fn one_unreadable_folder_does_not_hide_the_rest() {
+    let place = Place::new();
+    template(&place, "t.template");
+    assert_eq!(register(&place, &[]).0, 0);
+    let deep = "import os\nos.chdir('metadata/x')\n\
+        for _ in range(20): os.mkdir('d' * 250); os.chdir('d' * 250)";
+    let made = std::process::Command::new(PYTHON.as_path())
+        .args(["-c", deep])
+        .current_dir(place.dir.path())
+        .status();
+    assert!(made.unwrap().success());
+    let done = place.apscli(&["list"]);
+    assert!(done.stdout.contains("x.y.cat.svc"), "{}", done.stdout);
+    assert!(
+        done.stderr.starts_with("error: ") && done.stderr.contains("cannot list the folder"),
+        "{}",
+        done.stderr
+    );
+    assert_eq!(done.status, 0);
 }

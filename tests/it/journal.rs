@@ -174,6 +174,172 @@ fn what_cannot_be_read_is_never_guessed_at() {
     assert_eq!(place.read("did"), "a\nb\n");
 }
 
+/// What a run was asked for at its start holds when it is resumed; what is asked then counts
+/// more.
+#[test]
+fn a_resumed_run_keeps_its_flags() {
+    let place = place();
+    place.script("python3", "echo started >> interpreters\nexit 1");
+    place.write(
+        "t.template",
+        TEMPLATE.replacen(
+            '{',
+            r#"{"p": {"prev_nodes": ["c"], "action": {"type": "api", "module": "m", "function": "f"}},"#,
+            1,
+        ),
+    );
+    let args = ["run", "--template", "t.template", "--log-dir", "run"];
+    let flags = ["--parallel", "3", "--timeout", "1h", "--grace", "5s"];
+    let python = ["--python", "./python3", "--preload", "m"];
+    let mut run = place.start(&[&args[..], &flags, &python].concat());
+    until("b's start", || place.path("grandchild").exists());
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let header = place.read("run/journal.jsonl");
+    let header: serde_json::Value = serde_json::from_str(header.lines().next().unwrap()).unwrap();
+    let kept = &header["flags"];
+    assert_eq!(
+        (&kept["parallel"], &kept["preload"][0]),
+        (&serde_json::json!(3), &serde_json::json!("m"))
+    );
+    let folder = place.path("run").display().to_string();
+    let copy = |to: &str| {
+        let copied = std::process::Command::new("cp")
+            .args(["-r", &folder, to])
+            .status();
+        assert!(copied.unwrap().success());
+        to.to_owned()
+    };
+    let (timed_out, asked) = (
+        copy(&place.path("short").display().to_string()),
+        copy(&place.path("asked").display().to_string()),
+    );
+    // The interpreter of the start is asked, and refuses.
+    let done = place.apscli(&["run", "--resume", "run", "-o", "json"]);
+    assert_eq!(done.json()["output"]["p"]["status"], "exception");
+    assert_eq!(place.read("interpreters"), "started\n");
+    // Another one, where another is asked for.
+    let python = ["--python", "/no/python3"];
+    let done = place.apscli(&[&["run", "--resume", &asked, "-o", "json"], &python[..]].concat());
+    let message = &done.json()["output"]["p"]["result"]["err_msg"];
+    assert!(
+        message.as_str().unwrap().contains("/no/python3"),
+        "{message}"
+    );
+    // The time of a timeout goes on while nobody runs it.
+    let timeout = ["--timeout", "1ms"];
+    let done =
+        place.apscli(&[&["run", "--resume", &timed_out, "-o", "json"], &timeout[..]].concat());
+    assert_eq!(
+        done.json()["output"]["c"]["status"],
+        serde_json::Value::Null
+    );
+    assert_eq!(
+        done.json()["output"]["c"]["reason"],
+        "Cancelled: the run took longer than its timeout"
+    );
+}
+
+/// A journal of before these flags were kept.
+#[test]
+fn a_journal_without_flags_is_read() {
+    let place = place();
+    killed(&place);
+    let journal = place.read("run/journal.jsonl");
+    let (header, rest) = journal.split_once('\n').unwrap();
+    let mut header: serde_json::Value = serde_json::from_str(header).unwrap();
+    header.as_object_mut().unwrap().remove("flags").unwrap();
+    fs::write(place.path("run/journal.jsonl"), format!("{header}\n{rest}")).unwrap();
+    let done = place.apscli(&["run", "--resume", "run", "-o", "json"]);
+    assert_eq!((done.status, place.read("did").as_str()), (1, "a\nb\nc\n"));
+}
+
+/// The lock is free only when all that the killed run had started is gone.
+#[test]
+fn a_resume_waits_for_the_end_of_what_was_left() {
+    let place = place();
+    killed(&place);
+    assert_eq!(place.apscli(&["run", "--resume", "run"]).status, 1);
+    for name in ["child", "grandchild"] {
+        assert!(!lives(&place.read(name)), "{name}");
+    }
+}
+
+/// A full disk under the journal: what runs is asked to end, has its grace, and what finished is
+/// told.
+#[test]
+fn a_journal_that_cannot_be_written_ends_the_run_gently() {
+    let place = Place::new();
+    place.script(
+        "slow.sh",
+        "trap 'echo [OUTPUT]asked; exit 3' TERM\necho $$ > pid\nwhile :; do sleep 0.05; done",
+    );
+    place.script("after.sh", "while ! [ -e go ]; do sleep 0.05; done");
+    place.write(
+        "t.template",
+        r#"{"quick": {"action": {"type": "cmd", "cmd": "true"}},
+            "slow": {"prev_nodes": ["quick"], "action": {"type": "cmd", "cmd": "./slow.sh"}},
+            "after": {"action": {"type": "cmd", "cmd": "./after.sh"}},
+            "never": {"prev_nodes": ["after"], "action": {"type": "cmd", "cmd": "touch never"}}}"#,
+    );
+    // The kernel tells of a file that may not grow by a signal, unless that is ignored.
+    let run = std::process::Command::new("sh")
+        .args([
+            "-c",
+            "trap '' XFSZ; exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_apscli"),
+        ])
+        .args([
+            "run",
+            "--template",
+            "t.template",
+            "-o",
+            "json",
+            "--log-dir",
+            "run",
+        ])
+        .current_dir(place.dir.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    place.until_written("pid");
+    let pid = rustix::process::Pid::from_child(&run);
+    let size = fs::metadata(place.path("run/journal.jsonl")).unwrap().len();
+    let limit = rustix::process::Rlimit {
+        current: Some(size),
+        maximum: None,
+    };
+    rustix::process::prlimit(Some(pid), rustix::process::Resource::Fsize, limit).unwrap();
+    place.write("go", "");
+    let done = finish(run);
+    let json = done.json();
+    let status = |name: &str| json["output"][name]["status"].clone();
+    assert_eq!(
+        (status("quick"), status("after"), status("slow")),
+        ("success".into(), "success".into(), "cancelled".into())
+    );
+    assert_eq!(json["output"]["slow"]["result"]["output"], "asked");
+    assert!(!place.path("never").exists() && !lives(&place.read("pid")));
+    assert_eq!(
+        (&json["return_code"], done.status),
+        (&serde_json::json!(0), 1)
+    );
+    assert!(
+        done.stderr
+            .contains("error: the run was stopped, because its journal cannot be written"),
+        "{}",
+        done.stderr
+    );
+    // What is on record goes on: `after` is not, so it was lost.
+    let done = place.apscli(&["run", "--resume", "run", "-o", "json"]);
+    assert_eq!(done.json()["output"]["quick"]["status"], "success");
+    assert_eq!(
+        done.json()["output"]["slow"]["reason"],
+        "Lost: apscli ended while this attempt was running"
+    );
+}
+
 /// A file that is no journal of ours is left as it is.
 #[test]
 fn a_stranger_is_not_cut() {
@@ -183,15 +349,35 @@ fn a_stranger_is_not_cut() {
     assert_eq!(place.read("run/journal.jsonl"), "mine\nhalf a line");
 }
 
-/// Only its owner may read parameters.
+/// Only its owner may read parameters, and what nodes say, whatever the umask is.
 #[test]
-fn the_journal_is_private() {
+fn the_runs_folder_is_private() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::new();
-    place.run(r#"{"a": {"action": {"type": "cmd", "cmd": "true"}}}"#, &[]);
-    let mode = fs::metadata(place.path("run/journal.jsonl"))
-        .unwrap()
-        .permissions()
-        .mode();
-    assert_eq!(mode & 0o077, 0);
+    place.write(
+        "t.template",
+        r#"{"a": {"action": {"type": "cmd", "cmd": "sh -c umask"}}}"#,
+    );
+    let program = env!("CARGO_BIN_EXE_apscli");
+    let line = format!("umask 000; {program} run --template t.template");
+    let done = std::process::Command::new("sh")
+        .args(["-c", &line])
+        .current_dir(place.dir.path())
+        .env("XDG_STATE_HOME", place.path("state"))
+        .output()
+        .unwrap();
+    assert!(done.status.success());
+    let runs = fs::read_dir(place.path("state/apscli/runs")).unwrap();
+    let run = runs.last().unwrap().unwrap().path();
+    let mode = |name: &str| {
+        let data = fs::metadata(run.join(name)).unwrap();
+        data.permissions().mode() & 0o777
+    };
+    assert_eq!((mode(""), mode("logs")), (0o700, 0o700));
+    assert_eq!((mode("journal.jsonl"), mode("logs/a.log")), (0o600, 0o600));
+    // The nodes keep the umask that they were given.
+    assert_eq!(
+        fs::read_to_string(run.join("logs/a.log")).unwrap(),
+        "0000\n"
+    );
 }

@@ -27,4 +27,5 @@ mod python;
 mod readme;
 mod scenarios;
 mod server;
+mod terminal;
 mod vectors;

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -32,7 +33,7 @@ pub struct Done {
 }
 
 impl Done {
-    fn new(output: &Output) -> Self {
+    pub fn new(output: &Output) -> Self {
         Self {
             status: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -116,6 +117,12 @@ impl Place {
             .unwrap()
     }
 
+    /// Waits until a whole line stands in a file: a node has begun, and written it.
+    pub fn until_written(&self, name: &str) -> String {
+        until(name, || self.read(name).ends_with('\n'));
+        self.read(name)
+    }
+
     pub fn read(&self, name: &str) -> String {
         String::from_utf8_lossy(&fs::read(self.path(name)).unwrap_or_default()).into_owned()
     }
@@ -123,6 +130,11 @@ impl Place {
 
 pub fn finish(child: Child) -> Done {
     Done::new(&child.wait_with_output().unwrap())
+}
+
+/// Sends a signal to a started program.
+pub fn signal(run: &Child, signal: Signal) {
+    rustix::process::kill_process(Pid::from_child(run), signal).unwrap();
 }
 
 /// Waits for something that must come, and fails when it does not.

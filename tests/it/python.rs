@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::program::{PYTHON, Place, finish, lives, until};
+use crate::program::{PYTHON, Place, finish, lives, signal, until};
 
 const JOBS: &str = r#"
 import os, sys, json, ctypes, signal
@@ -195,8 +196,7 @@ fn a_killed_run_leaves_no_call_and_no_interpreter() {
     let place = place();
     place.write("t.template", format!(r#"{{"a": {}}}"#, api("wait", "{}")));
     let mut run = place.start(&["run", "--template", "t.template"]);
-    until("the call", || place.read("child").ends_with('\n'));
-    let call = place.read("child");
+    let call = place.until_written("child");
     let status = std::fs::read_to_string(format!("/proc/{}/status", call.trim())).unwrap();
     let parent = status
         .lines()
@@ -246,12 +246,9 @@ fn an_interpreter_that_hangs_holds_nobody() {
         "--python",
         "./python3",
     ]);
-    until("the interpreter", || {
-        place.read("interpreter").ends_with('\n')
-    });
+    place.until_written("interpreter");
     std::thread::sleep(std::time::Duration::from_millis(1500));
-    let pid = rustix::process::Pid::from_child(&run);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    signal(&run, Signal::INT);
     let output = finish(run).json()["output"].clone();
     assert_eq!(
         (&output["a"]["status"], &output["b"]["status"]),
@@ -260,6 +257,47 @@ fn an_interpreter_that_hangs_holds_nobody() {
     until("the interpreter's end", || {
         !lives(&place.read("interpreter"))
     });
+}
+
+/// One that is stopped reads nothing: its socket fills up, and whoever writes to it must not
+/// hang with it.
+#[test]
+fn a_stopped_interpreter_holds_nobody() {
+    let place = place();
+    place.write(
+        "stop.py",
+        "import os, signal\ndef stop():\n    os.kill(os.getppid(), signal.SIGSTOP)\n    open('stopped', 'w').write(str(os.getppid()) + '\\n')\n    return 0\n",
+    );
+    let mut nodes = vec![
+        r#""s": {"action": {"type": "api", "module": "stop", "function": "stop", "path": ["."]}}"#
+            .to_owned(),
+    ];
+    // More than the socket takes unread.
+    nodes.extend((0..600).map(|i| {
+        let node = api("ok", "{}").replacen('{', "{\"prev_nodes\": [\"w\"], ", 1);
+        format!("\"n{i}\": {node}")
+    }));
+    place.script("wait.sh", "while ! [ -e stopped ]; do sleep 0.05; done");
+    nodes.push(r#""w": {"action": {"type": "cmd", "cmd": "./wait.sh"}}"#.to_owned());
+    place.write("t.template", format!("{{{}}}", nodes.join(",")));
+    let run = place.start(&[
+        "run",
+        "--template",
+        "t.template",
+        "-o",
+        "json",
+        "--parallel",
+        "700",
+        "--grace",
+        "500ms",
+    ]);
+    let interpreter = place.until_written("stopped");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    signal(&run, Signal::INT);
+    let done = finish(run);
+    assert_eq!(done.status, 1);
+    assert_eq!(done.json()["output"]["n599"]["status"], "cancelled");
+    until("the interpreter's end", || !lives(&interpreter));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::fake::Act;
+use super::fake::{Act, Gone};
 use super::*;
 
 const QUOTA: Act = Act::Refuse(
@@ -60,7 +60,7 @@ fn squatter(fake: &Fake, owner: Option<&str>, decision: Option<&str>) -> Value {
     json!({"metadata": {
         "name": name,
         "labels": {"app.kubernetes.io/managed-by": "apscli", "apscli.dev/run-uid": fake.run()["metadata"]["uid"]},
-        "annotations": {"apscli.dev/node": "a", "apscli.dev/attempt": "1", "apscli.dev/decision": decision},
+        "annotations": {"apscli.dev/node": "a", "apscli.dev/attempt": "1", "apscli.dev/decision": decision.unwrap_or("")},
         "ownerReferences": owners.unwrap_or(json!([])),
     }, "spec": {"containers": []}})
 }
@@ -495,7 +495,7 @@ async fn a_pod_that_vanished_is_asked_for_before_it_is_lost() {
     rest().await;
     assert_eq!(
         fake.calls(),
-        ["get pod ?", "status Failed 1/1", "event Failed"]
+        ["get pod ? -> 404", "status Failed 1/1", "event Failed"]
     );
     assert_eq!(phases(&fake), ["a Error Lost"]);
     silence(&fake).await;
@@ -521,13 +521,16 @@ async fn another_attempt_is_on_record_before_its_pod_is_made() {
             assert_eq!(
                 calls,
                 [
-                    "get pod ?".to_owned(),
+                    "get pod ? -> 404".to_owned(),
                     "status Running 0/1".to_owned(),
                     format!("create pod a/{}", attempt + 1)
                 ]
             );
         } else {
-            assert_eq!(calls, ["get pod ?", "status Failed 1/1", "event Failed"]);
+            assert_eq!(
+                calls,
+                ["get pod ? -> 404", "status Failed 1/1", "event Failed"]
+            );
         }
     }
     silence(&fake).await;
@@ -583,6 +586,12 @@ async fn news_older_than_what_is_known_are_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn pods_that_are_missing_from_a_new_list_are_asked_for() {
+    for form in [Gone::Event, Gone::Answer] {
+        missing_from_a_new_list(form).await;
+    }
+}
+
+async fn missing_from_a_new_list(form: Gone) {
     let fake = started().await;
     let template = json!({"a": node(&[]), "b": node(&[])});
     fake.put("workflowruns", run_of(&template));
@@ -593,10 +602,13 @@ async fn pods_that_are_missing_from_a_new_list_are_asked_for() {
     fake.calls();
     fake.hold_watch("pods");
     fake.pod_vanishes("a/1");
-    fake.forget_watch("pods");
+    fake.forget_watch("pods", form);
     passes(20).await;
     let calls = fake.calls();
-    assert_eq!(calls, ["list pods", "get pod ?", "status Running 1/2"]);
+    assert_eq!(
+        calls,
+        ["list pods", "get pod ? -> 404", "status Running 1/2"]
+    );
     assert_eq!(phases(&fake), ["a Error Lost", "b Running"]);
     fake.pod_ends("b/1", ok());
     passes(1).await;
@@ -614,7 +626,7 @@ async fn an_end_that_the_watch_never_told_is_found_in_a_new_list() {
     fake.hold_watch("pods");
     fake.pod_runs("a/1");
     fake.pod_ends("a/1", ok());
-    fake.forget_watch("pods");
+    fake.forget_watch("pods", Gone::Event);
     passes(20).await;
     assert_eq!(
         fake.calls(),

@@ -39,7 +39,6 @@ async fn a_create_whose_answer_is_lost_makes_no_second_pod() {
             "create pod a/1",
             "status Running 0/1",
             "event Running",
-            "create pod a/1 -> 409",
             "get pod a/1",
             "status Running 0/1"
         ]
@@ -49,6 +48,20 @@ async fn a_create_whose_answer_is_lost_makes_no_second_pod() {
     assert_eq!(fake.calls(), ["status Succeeded 1/1", "event Succeeded"]);
     silence(&fake).await;
     assert_eq!(fake.created()["a/1"], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_found_though_a_full_quota_hides_it() {
+    let fake = started().await;
+    fake.rule("create pod a/1", 1, Act::Lose);
+    fake.rule("create pod a/1", 1000, QUOTA);
+    fake.put("workflowruns", one());
+    passes(1).await;
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    fake.calls();
+    silence(&fake).await;
 }
 
 /// What somebody else puts where a run's pod is to be.
@@ -261,6 +274,11 @@ async fn what_admission_will_never_take_ends_the_node() {
             400,
             "BadRequest",
             "admission webhook \"policy\" denied the request",
+        ),
+        (
+            403,
+            "Forbidden",
+            "admission webhook \"policy\" denied the request: no such image here",
         ),
         (413, "RequestEntityTooLarge", "limit is 3145728"),
     ] {

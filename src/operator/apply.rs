@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -19,9 +20,11 @@ use tokio::time::Instant;
 
 use crate::engine::graph::NodeIx;
 use crate::engine::name::Attempt;
+use crate::executor::pod::build::build;
 use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER};
 
 use super::context::Context;
+use super::resolve::Program;
 
 /// Longest wait between two tries of one call.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
@@ -31,6 +34,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 pub(super) struct Work {
     pub(super) node: NodeIx,
     pub(super) attempt: Attempt,
+}
+
+/// What pods are made from.
+#[derive(Clone)]
+pub(super) struct Order {
+    pub(super) program: Arc<Program>,
+    /// When the run is over its time.
+    pub(super) ends: Option<Timestamp>,
 }
 
 /// What came of a call.
@@ -107,89 +118,101 @@ impl Hand {
     pub(super) fn create(
         &self,
         work: Work,
-        pod: Box<Pod>,
+        order: Order,
         call_off: CallOff,
         mut since: Option<Instant>,
     ) {
         let hand = self.clone();
         tokio::spawn(async move {
-            let mut tries = 0;
             // Whether a create was sent whose answer is not known: then a pod may exist.
             let mut in_doubt = false;
-            loop {
-                if call_off.is_called_off() {
-                    let found = if in_doubt {
-                        hand.find(&pod).await
-                    } else {
-                        Ok(None)
-                    };
-                    match found {
-                        Ok(Some(found)) if is_ours(&found, &pod) => {
-                            return hand.answer(Answer::Created(work, found));
-                        }
-                        Ok(_) => return hand.answer(Answer::CalledOff(work)),
-                        Err(_) => {
-                            tokio::time::sleep(pause(tries)).await;
-                            tries += 1;
-                            continue;
-                        }
-                    }
+            for tries in 0.. {
+                let tried = hand
+                    .try_to_create(&work, &order, &call_off, &mut in_doubt, &mut since)
+                    .await;
+                match tried {
+                    Ok(answer) => return hand.answer(answer),
+                    Err(why) => hand.answer(Answer::NotYet(work.clone(), why)),
                 }
-                let answer = {
-                    let _turn = hand.creates.acquire().await;
-                    let _slot = hand.context.write_slot().await;
-                    if hand.answers.is_closed() {
-                        return;
-                    }
-                    if call_off.is_called_off() {
-                        continue;
-                    }
-                    if let Some(since) = since.take() {
-                        hand.context.metrics.handed_off(since.elapsed());
-                    }
-                    hand.pods.create(&PostParams::default(), &pod).await
-                };
-                let why = match answer {
-                    Ok(pod) => return hand.answer(Answer::Created(work, Box::new(pod))),
-                    Err(error) => match Refusal::of(&error) {
-                        Refusal::Never(why) => return hand.answer(Answer::Refused(work, why)),
-                        Refusal::NotYet(why) => why,
-                        Refusal::InDoubt(why) => {
-                            in_doubt = true;
-                            why
-                        }
-                        Refusal::Exists => match hand.find(&pod).await {
-                            Ok(Some(found)) if is_ours(&found, &pod) => {
-                                return hand.answer(Answer::Created(work, found));
-                            }
-                            Ok(Some(_)) => {
-                                let why = format!(
-                                    "a pod named {} is there already and was not made by this run; \
-                                     its result is not taken",
-                                    pod.name_any()
-                                );
-                                return hand.answer(Answer::Refused(work, why));
-                            }
-                            // Deleted in between.
-                            Ok(None) => "its name is still taken".to_owned(),
-                            Err(error) => error.to_string(),
-                        },
-                    },
-                };
-                hand.answer(Answer::NotYet(work.clone(), why));
                 tokio::select! {
                     () = tokio::time::sleep(pause(tries)) => {}
                     () = call_off.called_off() => {}
                     () = hand.answers.closed() => return,
                 }
-                tries += 1;
             }
         });
     }
 
+    /// Tries once. On error, in words, it is to be tried again.
+    async fn try_to_create(
+        &self,
+        work: &Work,
+        order: &Order,
+        call_off: &CallOff,
+        in_doubt: &mut bool,
+        since: &mut Option<Instant>,
+    ) -> Result<Answer, String> {
+        if *in_doubt {
+            // Asked for first: where a quota is full, a create does not say that it was done.
+            let pod = match self.pod(work, order) {
+                Ok(pod) => pod,
+                Err(refused) => return Ok(refused),
+            };
+            if let Some(found) = self.find(&pod).await? {
+                return Ok(known(work, &pod, found));
+            }
+        }
+        if call_off.is_called_off() {
+            return Ok(Answer::CalledOff(work.clone()));
+        }
+        let _turn = self.creates.acquire().await;
+        let slot = self.context.write_slot().await;
+        if call_off.is_called_off() || self.answers.is_closed() {
+            return Ok(Answer::CalledOff(work.clone()));
+        }
+        // Not before: a large run has many that wait for their turn.
+        let pod = match self.pod(work, order) {
+            Ok(pod) => pod,
+            Err(refused) => return Ok(refused),
+        };
+        if let Some(since) = since.take() {
+            self.context.metrics.handed_off(since.elapsed());
+        }
+        let answer = self.pods.create(&PostParams::default(), &pod).await;
+        drop(slot);
+        let error = match answer {
+            Ok(pod) => return Ok(Answer::Created(work.clone(), Box::new(pod))),
+            Err(error) => error,
+        };
+        match Refusal::of(&error) {
+            Refusal::Never(why) => Ok(Answer::Refused(work.clone(), why)),
+            Refusal::NotYet(why) => Err(why),
+            Refusal::InDoubt(why) => {
+                *in_doubt = true;
+                Err(why)
+            }
+            Refusal::Exists => match self.find(&pod).await? {
+                Some(found) => Ok(known(work, &pod, found)),
+                // Deleted in between.
+                None => Err("its name is still taken".to_owned()),
+            },
+        }
+    }
+
+    fn pod(&self, work: &Work, order: &Order) -> Result<Pod, Answer> {
+        let now = self.context.clock.now();
+        let remaining = order
+            .ends
+            .map(|ends| Duration::try_from(ends.duration_since(now)).unwrap_or_default());
+        let Program { graph, pods, .. } = &*order.program;
+        build(pods, graph.node(work.node), work.attempt, remaining)
+            .map_err(|error| Answer::Refused(work.clone(), error.to_string()))
+    }
+
     /// What stands under the pod's name, asked of the API server itself and not of a cache.
-    async fn find(&self, pod: &Pod) -> kube::Result<Option<Box<Pod>>> {
-        let found = self.pods.get_opt(&pod.name_any()).await?;
+    async fn find(&self, pod: &Pod) -> Result<Option<Box<Pod>>, String> {
+        let found = self.pods.get_opt(&pod.name_any()).await;
+        let found = found.map_err(|error| error.to_string())?;
         Ok(found.map(Box::new))
     }
 
@@ -301,6 +324,18 @@ pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<&Contex
     }
 }
 
+/// What it means that this pod was found where the wanted one is to be.
+fn known(work: &Work, wanted: &Pod, found: Box<Pod>) -> Answer {
+    if is_ours(&found, wanted) {
+        return Answer::Created(work.clone(), found);
+    }
+    let why = format!(
+        "a pod named {} is there already and was not made by this run; its result is not taken",
+        wanted.name_any()
+    );
+    Answer::Refused(work.clone(), why)
+}
+
 /// Whether a pod found under the name is the one that this run would have created: made for
 /// this very run by its UID, for this very decision. (Who may create pods in the namespace can
 /// forge both; that cannot be told from here.)
@@ -353,6 +388,7 @@ impl Refusal {
             (403, _) if message.contains("exceeded quota") => Self::NotYet(message),
             // Admission says no to what the pod is, and will say it again.
             (403, _) if message.contains("violates PodSecurity") => Self::Never(message),
+            (403, _) if message.contains("denied the request") => Self::Never(message),
             (403, _) if namespace_ends() => Self::Never(message),
             (400 | 413 | 422, _) => Self::Never(message),
             // A right that is missing can be given.

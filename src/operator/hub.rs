@@ -32,6 +32,9 @@ use super::{apply, workflow_run};
 /// noticed within this time and the five seconds that the client adds.
 const WATCH_SECONDS: u32 = 30;
 
+/// How long to wait before a list that is needed anew.
+const LIST_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long the hub may stand still before it counts as dead.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -128,15 +131,34 @@ where
     if let Some(labels) = labels {
         config = config.labels(labels);
     }
-    watcher(api, config)
-        .default_backoff()
-        .filter_map(|event| async move {
-            event
-                .inspect_err(
-                    |error| tracing::warn!(%error, "a watch was broken off; it is begun anew"),
-                )
-                .ok()
-        })
+    let begin = move || {
+        let events = watcher(api.clone(), config.clone());
+        events.default_backoff().boxed()
+    };
+    let events = begin();
+    futures::stream::unfold((begin, events), |(begin, mut events)| async move {
+        loop {
+            match events.next().await? {
+                Ok(event) => return Some((event, (begin, events))),
+                Err(error) => {
+                    tracing::warn!(%error, "a watch was broken off; it is begun anew");
+                    if is_too_old(&error) {
+                        tokio::time::sleep(LIST_AGAIN).await;
+                        events = begin();
+                    }
+                }
+            }
+        }
+    })
+}
+
+/// Whether the version that a watch was to go on from is forgotten. A watcher lists anew where an
+/// event says so; where the answer itself does, it would ask for the same version for ever.
+fn is_too_old(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
+        _ => false,
+    }
 }
 
 /// Drives a run to its end. Should its task break down, it is taken up from its record, as after a

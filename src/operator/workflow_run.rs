@@ -28,13 +28,13 @@ use crate::engine::graph::{Graph, NodeIx};
 use crate::engine::name::Attempt;
 use crate::engine::state::{NodeState, RunState};
 use crate::engine::step::{Decision, Limits, Verdict, step};
-use crate::executor::pod::build::{build, decision_hash, pod_name};
+use crate::executor::pod::build::{decision_hash, pod_name};
 use crate::executor::pod::observe::{Known, PATIENCE, Seen, observe};
 use crate::executor::pod::{
     ANNOTATION_ATTEMPT, ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID, NODE,
 };
 
-use super::apply::{Answer, CallOff, Hand, Work};
+use super::apply::{Answer, CallOff, Hand, Order, Work};
 use super::context::Context;
 use super::floor::Floor;
 use super::hub::News;
@@ -175,7 +175,7 @@ enum Made {
 struct Actor {
     context: Arc<Context>,
     run: Arc<WorkflowRun>,
-    program: Program,
+    program: Arc<Program>,
     limits: Limits,
     state: RunState,
     hand: Hand,
@@ -214,7 +214,7 @@ impl Actor {
             limits: Limits::default(),
             told: Arc::clone(&run),
             run,
-            program,
+            program: Arc::new(program),
             state,
             hand,
             publisher,
@@ -1000,32 +1000,25 @@ impl Actor {
 
     fn create(&mut self, ix: NodeIx, attempt: Attempt, made: Made) {
         let record = self.record(ix, attempt, made);
+        self.waiting.remove(&ix);
         let call_off = record.call_off.clone();
         self.records.insert(ix, record);
         if made != Made::Making {
             self.publisher.hurry();
             return;
         }
-        let now = self.context.clock.now();
-        let remaining = self
+        let started = self.state.started_at();
+        let ends = self
             .limits
             .timeout
-            .zip(self.state.started_at())
-            .map(|(timeout, start)| {
-                let gone = Duration::try_from(now.duration_since(start)).unwrap_or_default();
-                timeout.saturating_sub(gone)
-            });
-        let graph = self.graph();
-        match build(&self.program.pods, graph.node(ix), attempt, remaining) {
-            Ok(pod) => {
-                let work = Work { node: ix, attempt };
-                self.hand.create(work, Box::new(pod), call_off, self.heard);
-            }
-            Err(error) => {
-                let outcome = Outcome::silent(Ending::NotStarted(error.to_string()));
-                self.end(ix, attempt, outcome, now);
-            }
-        }
+            .zip(started)
+            .map(|(timeout, started)| started.checked_add(timeout).unwrap_or(Timestamp::MAX));
+        let order = Order {
+            program: Arc::clone(&self.program),
+            ends,
+        };
+        let work = Work { node: ix, attempt };
+        self.hand.create(work, order, call_off, self.heard);
     }
 
     fn kill(&mut self, ix: NodeIx) {

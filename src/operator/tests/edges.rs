@@ -25,7 +25,7 @@ async fn a_new_list_of_one_namespace_stops_no_run_of_another() {
     fake.put_in("default", "workflowruns", run.clone());
     fake.put_in("other", "workflowruns", run);
     passes(1).await;
-    fake.forget_watch("workflowruns");
+    fake.forget_watch("workflowruns", fake::Gone::Event);
     passes(20).await;
     fake.kubelet(well);
     for pod in fake.pods() {

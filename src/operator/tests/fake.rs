@@ -43,6 +43,15 @@ pub enum Act {
     Haunt(Duration),
 }
 
+/// How a watch is told that its version is too old.
+#[derive(Clone, Copy, Debug)]
+pub enum Gone {
+    /// By an event.
+    Event,
+    /// By the answer's status.
+    Answer,
+}
+
 /// A call that something becomes of.
 struct Rule {
     line: String,
@@ -78,8 +87,8 @@ struct State {
     watchers: Vec<Watcher>,
     /// Resources whose watches say nothing for now.
     held: BTreeSet<String>,
-    /// Resources whose next watch finds its version too old.
-    expired: BTreeSet<String>,
+    /// Watches of these resources from before this version are refused, in this form.
+    oldest: BTreeMap<String, (u64, Gone)>,
     calls: Vec<String>,
     rules: Vec<Rule>,
     /// Accepted creates of pods, by attempt.
@@ -189,10 +198,11 @@ impl Fake {
 
     /// Breaks off the watches of a resource; what they have not said is forgotten, so that the
     /// objects have to be listed anew.
-    pub fn forget_watch(&self, resource: &str) {
+    pub fn forget_watch(&self, resource: &str, form: Gone) {
         let mut state = self.state();
         state.held.remove(resource);
-        state.expired.insert(resource.to_owned());
+        let version = state.version;
+        state.oldest.insert(resource.to_owned(), (version, form));
         state
             .watchers
             .retain(|watcher| watcher.resource != resource);
@@ -564,13 +574,13 @@ impl Fake {
 
     fn watch(&self, call: &Call) -> Reply {
         let mut state = self.state();
-        if state.expired.remove(&call.resource) {
+        let from = call.query("resourceVersion").and_then(|it| it.parse().ok());
+        let from: u64 = from.unwrap_or(0);
+        let oldest = state.oldest.get(&call.resource).copied();
+        let too_old = oldest.filter(|(oldest, _)| from < *oldest);
+        if let Some((_, Gone::Answer)) = too_old {
             return failure(410, "Expired", "too old resource version");
         }
-        let from: u64 = call
-            .query("resourceVersion")
-            .and_then(|it| it.parse().ok())
-            .unwrap_or(0);
         let seen = state.changes.iter().position(|it| it.version > from);
         let (stream, events) = mpsc::unbounded();
         let seen = seen.unwrap_or(state.changes.len());
@@ -580,6 +590,15 @@ impl Fake {
             seen,
             stream,
         });
+        if too_old.is_some() {
+            let gone = json!({"kind": "Status", "status": "Failure", "code": 410,
+                              "reason": "Expired", "message": "too old resource version"});
+            let watcher = state.watchers.pop();
+            let _ = watcher.map(|it| {
+                it.stream
+                    .unbounded_send(json!({"type": "ERROR", "object": gone}))
+            });
+        }
         state.pump();
         let seconds = call
             .query("timeoutSeconds")

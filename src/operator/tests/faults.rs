@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::fake::Act;
+use super::fake::{Act, Gone};
 use super::*;
 
 const QUOTA: Act = Act::Refuse(
@@ -39,7 +39,6 @@ async fn a_create_whose_answer_is_lost_makes_no_second_pod() {
             "create pod a/1",
             "status Running 0/1",
             "event Running",
-            "create pod a/1 -> 409",
             "get pod a/1",
             "status Running 0/1"
         ]
@@ -51,6 +50,20 @@ async fn a_create_whose_answer_is_lost_makes_no_second_pod() {
     assert_eq!(fake.created()["a/1"], 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_found_though_a_full_quota_hides_it() {
+    let fake = started().await;
+    fake.rule("create pod a/1", 1, Act::Lose);
+    fake.rule("create pod a/1", 1000, QUOTA);
+    fake.put("workflowruns", one());
+    passes(1).await;
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    fake.calls();
+    silence(&fake).await;
+}
+
 /// What somebody else puts where a run's pod is to be.
 fn squatter(fake: &Fake, owner: Option<&str>, decision: Option<&str>) -> Value {
     let name = entry(fake, "a")["pod"]["name"].clone();
@@ -60,7 +73,7 @@ fn squatter(fake: &Fake, owner: Option<&str>, decision: Option<&str>) -> Value {
     json!({"metadata": {
         "name": name,
         "labels": {"app.kubernetes.io/managed-by": "apscli", "apscli.dev/run-uid": fake.run()["metadata"]["uid"]},
-        "annotations": {"apscli.dev/node": "a", "apscli.dev/attempt": "1", "apscli.dev/decision": decision},
+        "annotations": {"apscli.dev/node": "a", "apscli.dev/attempt": "1", "apscli.dev/decision": decision.unwrap_or("")},
         "ownerReferences": owners.unwrap_or(json!([])),
     }, "spec": {"containers": []}})
 }
@@ -261,6 +274,11 @@ async fn what_admission_will_never_take_ends_the_node() {
             400,
             "BadRequest",
             "admission webhook \"policy\" denied the request",
+        ),
+        (
+            403,
+            "Forbidden",
+            "admission webhook \"policy\" denied the request: no such image here",
         ),
         (413, "RequestEntityTooLarge", "limit is 3145728"),
     ] {
@@ -495,7 +513,7 @@ async fn a_pod_that_vanished_is_asked_for_before_it_is_lost() {
     rest().await;
     assert_eq!(
         fake.calls(),
-        ["get pod ?", "status Failed 1/1", "event Failed"]
+        ["get pod ? -> 404", "status Failed 1/1", "event Failed"]
     );
     assert_eq!(phases(&fake), ["a Error Lost"]);
     silence(&fake).await;
@@ -521,13 +539,16 @@ async fn another_attempt_is_on_record_before_its_pod_is_made() {
             assert_eq!(
                 calls,
                 [
-                    "get pod ?".to_owned(),
+                    "get pod ? -> 404".to_owned(),
                     "status Running 0/1".to_owned(),
                     format!("create pod a/{}", attempt + 1)
                 ]
             );
         } else {
-            assert_eq!(calls, ["get pod ?", "status Failed 1/1", "event Failed"]);
+            assert_eq!(
+                calls,
+                ["get pod ? -> 404", "status Failed 1/1", "event Failed"]
+            );
         }
     }
     silence(&fake).await;
@@ -583,6 +604,12 @@ async fn news_older_than_what_is_known_are_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn pods_that_are_missing_from_a_new_list_are_asked_for() {
+    for form in [Gone::Event, Gone::Answer] {
+        missing_from_a_new_list(form).await;
+    }
+}
+
+async fn missing_from_a_new_list(form: Gone) {
     let fake = started().await;
     let template = json!({"a": node(&[]), "b": node(&[])});
     fake.put("workflowruns", run_of(&template));
@@ -593,10 +620,13 @@ async fn pods_that_are_missing_from_a_new_list_are_asked_for() {
     fake.calls();
     fake.hold_watch("pods");
     fake.pod_vanishes("a/1");
-    fake.forget_watch("pods");
+    fake.forget_watch("pods", form);
     passes(20).await;
     let calls = fake.calls();
-    assert_eq!(calls, ["list pods", "get pod ?", "status Running 1/2"]);
+    assert_eq!(
+        calls,
+        ["list pods", "get pod ? -> 404", "status Running 1/2"]
+    );
     assert_eq!(phases(&fake), ["a Error Lost", "b Running"]);
     fake.pod_ends("b/1", ok());
     passes(1).await;
@@ -614,7 +644,7 @@ async fn an_end_that_the_watch_never_told_is_found_in_a_new_list() {
     fake.hold_watch("pods");
     fake.pod_runs("a/1");
     fake.pod_ends("a/1", ok());
-    fake.forget_watch("pods");
+    fake.forget_watch("pods", Gone::Event);
     passes(20).await;
     assert_eq!(
         fake.calls(),

@@ -2,8 +2,9 @@
 //!
 //! All are ignored unless asked for, since they need a cluster that `tests/cluster/with` lends:
 //! `tests/cluster/with --nodes fake cargo test --test it -- --ignored cluster::fake::`. `tests/run`
-//! does so for both kinds. Tests run at once and share the cluster: each takes a namespace of its
-//! own, and must not harm the cluster or depend on what else is in it.
+//! runs `real` with real nodes, and with fake ones every other ignored test, wherever it stands.
+//! Tests run at once and share the cluster: each takes a namespace of its own, and must not harm
+//! the cluster or depend on what else is in it.
 
 use std::collections::BTreeMap;
 use std::env;

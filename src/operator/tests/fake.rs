@@ -486,13 +486,18 @@ impl Fake {
         let answer = self.carry_out(&call, line);
         let is_write = call.method != Method::GET && answer.is_ok();
         if is_write && !["events", "services"].contains(&call.resource.as_str()) {
-            let mut state = self.state();
-            state.writes += 1;
-            if state.fatal.is_some_and(|fatal| state.writes >= fatal) {
-                state.fatal = None;
+            let fatal = {
+                let mut state = self.state();
+                state.writes += 1;
+                let fatal = state.fatal.is_some_and(|fatal| state.writes >= fatal);
+                if fatal {
+                    state.fatal = None;
+                }
+                fatal
+            };
+            if fatal {
                 dead.store(true, SeqCst);
                 self.died.notify_one();
-                drop(state);
                 return std::future::pending().await;
             }
         }
@@ -945,7 +950,7 @@ fn drop_nulls(object: &mut Value) {
 
 fn respond(code: u16, object: &Value) -> Reply {
     let body = http_body_util::Full::new(Bytes::from(serde_json::to_vec(object).unwrap()));
-    let body = body.map_err(|never| match never {});
+    let body = body.map_err(|never: std::convert::Infallible| -> tower::BoxError { match never {} });
     let code = StatusCode::from_u16(code).unwrap();
     Response::builder()
         .status(code)

@@ -64,7 +64,7 @@ async fn whatever_happens(prepare: impl Fn(&Fake), ending: fn(&str) -> Ending) {
         let outcome = outcome(&fake);
         let created = fake.created();
         match &expected {
-            None => expected = Some((outcome, created)),
+            None => expected = Some((outcome, created.clone())),
             Some((as_ever, attempts)) => {
                 assert_eq!(
                     outcome,

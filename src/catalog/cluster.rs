@@ -20,9 +20,9 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
+use crate::api::Object;
 use crate::api::service::{ParamDecl, ScriptSource, Service, ServiceVersion};
 use crate::api::workflow_run::{ExecutorKind, PodOverrides};
-use crate::api::Object;
 use crate::engine::name::{Fqsn, FqsnError};
 use crate::template::{Filling, Template};
 
@@ -411,7 +411,9 @@ fn beside(maps: &[&ConfigMap], template: &str) -> Result<Vec<Files>, String> {
         }
     }
     let folders = folders.into_iter();
-    Ok(folders.map(|(path, files)| Files { path, ..files }).collect())
+    Ok(folders
+        .map(|(path, files)| Files { path, ..files })
+        .collect())
 }
 
 /// Folder and name of the file that a key stands for.
@@ -672,8 +674,10 @@ mod tests {
     }
 
     fn map(namespace: &str, name: &str, folder: &str, data: &[(&str, &str)]) -> ConfigMap {
-        let data: serde_json::Map<String, serde_json::Value> =
-            data.iter().map(|(key, text)| ((*key).to_owned(), json!(text))).collect();
+        let data: serde_json::Map<String, serde_json::Value> = data
+            .iter()
+            .map(|(key, text)| ((*key).to_owned(), json!(text)))
+            .collect();
         serde_json::from_value(json!({
             "metadata": {
                 "namespace": namespace,
@@ -701,7 +705,10 @@ mod tests {
     #[test]
     fn the_first_level_that_has_it_counts() {
         let entry = category("vm", "templates/vm.template");
-        let files = [("cloud.json", entry.as_str()), ("templates__vm.template", TEMPLATE)];
+        let files = [
+            ("cloud.json", entry.as_str()),
+            ("templates__vm.template", TEMPLATE),
+        ];
         let services = [
             service("team", "vm", NAME, &["1"]),
             service("shared", "vm", NAME, &["1"]),
@@ -712,13 +719,18 @@ mod tests {
             map("shared", "peo", "/oracle/peo/", &files),
             map("other", "peo", "oracle/peo", &files),
         ];
-        let sources = |services: &[Service], maps: &[ConfigMap]| {
-            look(services, maps).unwrap().source
-        };
+        let sources =
+            |services: &[Service], maps: &[ConfigMap]| look(services, maps).unwrap().source;
         assert_eq!(sources(&services, &maps), "Service team/vm");
-        assert_eq!(sources(&services[1..], &maps), "ConfigMap team/peo key cloud.json");
+        assert_eq!(
+            sources(&services[1..], &maps),
+            "ConfigMap team/peo key cloud.json"
+        );
         assert_eq!(sources(&services[1..], &maps[1..]), "Service shared/vm");
-        assert_eq!(sources(&services[2..], &maps[1..]), "ConfigMap shared/peo key cloud.json");
+        assert_eq!(
+            sources(&services[2..], &maps[1..]),
+            "ConfigMap shared/peo key cloud.json"
+        );
         assert_eq!(
             failure(&services[2..], &maps[2..]),
             "there is no service oracle.peo.cloud.vm: looked at the Services of namespace team, \
@@ -771,11 +783,18 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_not_passed_by() {
         let entry = category("vm", "vm.template");
-        let sound = map("shared", "peo", "oracle/peo", &[("cloud.json", &entry), ("vm.template", TEMPLATE)]);
+        let sound = map(
+            "shared",
+            "peo",
+            "oracle/peo",
+            &[("cloud.json", &entry), ("vm.template", TEMPLATE)],
+        );
         let broken = map("team", "peo", "oracle/peo", &[("cloud.json", "{\"vm\": ")]);
         let error = failure(&[], &[broken.clone(), sound.clone()]);
         assert!(
-            error.starts_with("oracle.peo.cloud.vm cannot be read: ConfigMap team/peo key cloud.json"),
+            error.starts_with(
+                "oracle.peo.cloud.vm cannot be read: ConfigMap team/peo key cloud.json"
+            ),
             "{error}"
         );
         // A folder that is not asked for stops nobody.
@@ -792,7 +811,10 @@ mod tests {
 
     #[test]
     fn a_category_may_be_spread_over_several() {
-        let (vm, db) = (category("vm", "./t/../t/vm.json"), category("db", "db.json"));
+        let (vm, db) = (
+            category("vm", "./t/../t/vm.json"),
+            category("db", "db.json"),
+        );
         let mut packed = map("team", "c", "oracle/peo", &[]);
         packed.binary_data = Some(BTreeMap::from([(
             "t__vm.json".to_owned(),
@@ -800,7 +822,12 @@ mod tests {
         )]));
         let maps = [
             map("team", "a", "oracle/peo", &[("cloud.json", &vm)]),
-            map("team", "b", "oracle/peo", &[("cloud.json", &db), ("db.json", TEMPLATE)]),
+            map(
+                "team",
+                "b",
+                "oracle/peo",
+                &[("cloud.json", &db), ("db.json", TEMPLATE)],
+            ),
             packed,
         ];
         let Written::Text { text, .. } = look(&[], &maps).unwrap().template else {
@@ -831,7 +858,10 @@ mod tests {
             let error = template_key(path).unwrap_err();
             assert!(error.contains("cannot be a key"), "{error}");
         }
-        assert_eq!(template_key("./a//b/../c.template"), Ok("a__c.template".to_owned()));
+        assert_eq!(
+            template_key("./a//b/../c.template"),
+            Ok("a__c.template".to_owned())
+        );
     }
 
     proptest! {
@@ -882,7 +912,15 @@ mod tests {
         ];
         let files = look(&[], &maps).unwrap().files;
         let names: Vec<(String, Vec<String>)> = (files.into_iter())
-            .map(|it| (it.path, it.data.into_keys().chain(it.binary_data.into_keys()).collect()))
+            .map(|it| {
+                (
+                    it.path,
+                    it.data
+                        .into_keys()
+                        .chain(it.binary_data.into_keys())
+                        .collect(),
+                )
+            })
             .collect();
         let expected = [
             ("", vec!["foo.py", "tool"]),
@@ -890,7 +928,10 @@ mod tests {
             ("pkg", vec!["__init__.py"]),
         ];
         let expected = expected.map(|(path, names)| {
-            (path.to_owned(), names.into_iter().map(str::to_owned).collect())
+            (
+                path.to_owned(),
+                names.into_iter().map(str::to_owned).collect(),
+            )
         });
         assert_eq!(names, expected);
 
@@ -927,7 +968,10 @@ mod tests {
             "team",
             "b",
             "oracle",
-            &[("cloud.yaml", &category("fine", "fine.template")), ("bad.json", "[")],
+            &[
+                ("cloud.yaml", &category("fine", "fine.template")),
+                ("bad.json", "["),
+            ],
         );
         let found = problems("oracle", &[&a, &b]);
         let of = |name: &str| -> Vec<&str> {

@@ -94,7 +94,9 @@ impl Shelves {
             version,
             namespace,
             shared,
-            services.iter().filter_map(|service| service.0.as_ref().ok()),
+            services
+                .iter()
+                .filter_map(|service| service.0.as_ref().ok()),
             config_maps.iter().map(AsRef::as_ref),
         )
     }
@@ -143,9 +145,9 @@ pub(super) fn start(
                 known.config_maps.ready().await;
                 maps_needed.met();
             };
-            let controllers = watched_services.into_iter().map(|(store, changes)| {
-                control(Arc::clone(&context), store, changes)
-            });
+            let controllers = watched_services
+                .into_iter()
+                .map(|(store, changes)| control(Arc::clone(&context), store, changes));
             let maps = &known.config_maps;
             tokio::join!(
                 listed,
@@ -189,7 +191,9 @@ async fn control(
     let queue = changes.filter_map(|change| async move {
         match change {
             Ok(Event::Apply(service) | Event::InitApply(service)) => {
-                Some(Ok::<_, kube::runtime::watcher::Error>(ObjectRef::from_obj(&service)))
+                Some(Ok::<_, kube::runtime::watcher::Error>(ObjectRef::from_obj(
+                    &service,
+                )))
             }
             _ => None,
         }
@@ -227,7 +231,11 @@ async fn reconcile(service: Arc<Guarded>, context: Arc<Context>) -> kube::Result
         // Said again, it is refused again.
         Err(kube::Error::Api(status)) if [400, 413, 422].contains(&status.code) => {
             let name = service.name_any();
-            tracing::error!(name, error = status.message, "a Service's status is refused");
+            tracing::error!(
+                name,
+                error = status.message,
+                "a Service's status is refused"
+            );
             Ok(Action::await_change())
         }
         Err(error) => Err(error),

@@ -149,7 +149,9 @@ fn fitting(captured: &Captured, room: usize) -> Captured {
         .extend(known.map(|(name, bytes)| (name.clone(), *bytes)));
     let truncated = &mut kept.truncated;
     let mut put = |name: &str, value: &Option<Value>| {
-        let wire = from_value(value.as_ref()?);
+        // A null member and none are the same on the wire.
+        let value = value.as_ref().filter(|value| **value != Value::Null)?;
+        let wire = from_value(value);
         let bytes = match &wire {
             serde_json::Value::String(text) => encoded(text),
             other => other.to_string().len(),
@@ -158,7 +160,7 @@ fn fitting(captured: &Captured, room: usize) -> Captured {
             left -= bytes;
             return Some(to_value(&wire));
         }
-        let text = value.as_ref()?.to_plain_text();
+        let text = value.to_plain_text();
         let kept = cut(&text, left);
         left -= encoded(kept);
         let missing = u64::try_from(text.len() - kept.len()).unwrap_or(u64::MAX);

@@ -291,11 +291,6 @@ pub(super) fn keys(map: &ConfigMap) -> Vec<String> {
     keys
 }
 
-/// The name of a `ConfigMap` that was found, where it is one of a parcel.
-pub(super) fn name_of(map: &ConfigMap) -> Option<Name> {
-    Name::of(&map.name_any())
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -305,7 +300,7 @@ mod tests {
     fn named(parcels: &[Parcel]) -> Vec<(Name, ConfigMap)> {
         let parcels = parcels.iter();
         parcels
-            .map(|it| (name_of(&it.map).unwrap(), it.map.clone()))
+            .map(|it| (Name::of(&it.map.name_any()).unwrap(), it.map.clone()))
             .collect()
     }
 

@@ -950,7 +950,8 @@ fn drop_nulls(object: &mut Value) {
 
 fn respond(code: u16, object: &Value) -> Reply {
     let body = http_body_util::Full::new(Bytes::from(serde_json::to_vec(object).unwrap()));
-    let body = body.map_err(|never: std::convert::Infallible| -> tower::BoxError { match never {} });
+    let body =
+        body.map_err(|never: std::convert::Infallible| -> tower::BoxError { match never {} });
     let code = StatusCode::from_u16(code).unwrap();
     Response::builder()
         .status(code)

@@ -202,7 +202,14 @@ async fn a_create_that_is_tried_again_is_called_off_by_a_cancel() {
     fake.calls();
     fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
     rest().await;
-    assert_eq!(fake.calls(), ["status Cancelled 1/1", "event Cancelled"]);
+    assert_eq!(
+        fake.calls(),
+        [
+            "status Running 0/1",
+            "status Cancelled 1/1",
+            "event Cancelled"
+        ]
+    );
     fake.no_rules();
     silence(&fake).await;
     assert_eq!(fake.count("pods"), 0);

@@ -141,6 +141,10 @@ pub enum NotFound {
 ///
 /// # Errors
 /// Where no level has it, or the first that has it does not give a template.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "an iterator is handed over, and looked through as often as there are levels"
+)]
 pub fn find<'a>(
     fqsn: &str,
     version: Option<&str>,
@@ -192,6 +196,10 @@ struct Asked<'a> {
 }
 
 /// An entry of a category file in a `ConfigMap`.
+#[allow(
+    clippy::struct_field_names,
+    reason = "it is an entry and where it stands"
+)]
 struct Entry {
     source: String,
     namespace: String,

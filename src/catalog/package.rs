@@ -35,7 +35,7 @@ const SERVICE_NAMES: Naming = Naming {
     longest: 54,
 };
 
-/// How folders are called in the names of ConfigMaps, which have 253 characters.
+/// How folders are called in the names of `ConfigMaps`, which have 253 characters.
 const FOLDER_NAMES: Naming = Naming {
     separator: '/',
     joiner: ".",

@@ -302,7 +302,7 @@ impl Interpreter {
             extension.as_os_str().as_bytes(),
             socket.as_bytes(),
         ];
-        words.extend(preload.iter().map(|module| module.as_bytes()));
+        words.extend(preload.iter().map(std::string::String::as_bytes));
         let mut args = Texts::default();
         if !words.iter().all(|word| args.push(&[word])) {
             return Err("python's command line would hold a zero byte".to_owned());

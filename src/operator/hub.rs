@@ -36,7 +36,7 @@ const WATCH_SECONDS: u32 = 30;
 const LIST_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long the hub may stand still before it counts as dead.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 
 /// How many runs that are no more are remembered.
 const REMEMBERED: usize = 1000;
@@ -59,7 +59,8 @@ pub(super) enum News {
 /// Which of the places that are watched: a list of one says nothing of another.
 pub(super) type Place = usize;
 
-/// What the watches say.
+/// What the watches say. One at a time is on its way, so its size is of no weight.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Incoming {
     Run(Place, Event<DeserializeGuard<WorkflowRun>>),
     Pod(Place, Event<Pod>),
@@ -74,6 +75,7 @@ struct Known {
     /// As its status has it, for the count of runs.
     phase: RunPhase,
     /// Of a run that cannot be read, the version of its spec for which that was said.
+    #[allow(clippy::option_option, reason = "a spec may have no version")]
     unreadable: Option<Option<i64>>,
 }
 

@@ -175,7 +175,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All of it, as OpenMetrics text.
+    /// All of it, as `OpenMetrics` text.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();

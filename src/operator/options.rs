@@ -32,7 +32,7 @@ pub struct Options {
 /// Which namespaces the operator looks at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All, by one watch a kind; needs a ClusterRole.
+    /// All, by one watch a kind; needs a `ClusterRole`.
     Cluster,
     /// These, by one watch a kind and namespace.
     Namespaces(Vec<String>),

@@ -7,6 +7,7 @@
 //! Must not decide what stands in the status (that is `status`), nor what the run does next.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +46,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 pub(super) fn page_name(run_uid: &str, index: u32) -> String {
     let hash = Sha256::digest(run_uid);
     let hash = hash.get(..10).unwrap_or_default();
-    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut hex = String::with_capacity(20);
+    for byte in hash {
+        let _ = write!(hex, "{byte:02x}");
+    }
     format!("apscli-{hex}-{index}")
 }
 

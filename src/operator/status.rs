@@ -6,6 +6,7 @@
 //! Must not call the API, read a clock, or decide what the engine decides.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -260,7 +261,7 @@ pub fn message(
             .collect::<Vec<_>>()
             .join(", ");
         if nodes.len() > NAMED {
-            text.push_str(&format!(" and {} more", nodes.len() - NAMED));
+            let _ = write!(text, " and {} more", nodes.len() - NAMED);
         }
         text
     };
@@ -308,7 +309,7 @@ pub fn last_message(graph: &Graph, state: &RunState) -> String {
         text = format!("{}: {}", graph.name(ix), why.unwrap_or_default());
     }
     if more > 0 {
-        text.push_str(&format!(" (and {more} more)"));
+        let _ = write!(text, " (and {more} more)");
     }
     short(&text)
 }
@@ -383,7 +384,9 @@ pub fn events(ix: NodeIx, entry: &NodeStatus) -> Vec<Event> {
     let message = || entry.message.clone().unwrap_or_default();
     let code = entry.exit_code;
     let ending = match (phase, entry.reason_word()) {
-        (Phase::Pending | Phase::Running, Some(ReasonWord::Lost)) => Ending::Lost(message()),
+        (Phase::Pending | Phase::Running | Phase::Error, Some(ReasonWord::Lost)) => {
+            Ending::Lost(message())
+        }
         (Phase::Pending | Phase::Running, _) => return events,
         (Phase::Succeeded, _) => Ending::Exited(0),
         (Phase::Failed, Some(ReasonWord::Signal)) => Ending::Signalled(entry.signal.unwrap_or(0)),
@@ -398,7 +401,6 @@ pub fn events(ix: NodeIx, entry: &NodeStatus) -> Vec<Event> {
         (Phase::Error, Some(ReasonWord::NotStarted)) => Ending::NotStarted(message()),
         (Phase::Error, Some(ReasonWord::Exception)) => Ending::Exception(message()),
         (Phase::Error, Some(ReasonWord::Timeout)) => Ending::Killed(KillCause::NodeTimeout),
-        (Phase::Error, Some(ReasonWord::Lost)) => Ending::Lost(message()),
         (Phase::Error, _) => Ending::NoResult(message()),
     };
     let at = ended.unwrap_or(since);

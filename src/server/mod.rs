@@ -133,7 +133,7 @@ fn told(state: Result<(), Vec<String>>) -> Response {
     match state {
         Ok(()) => "ok\n".into_response(),
         Err(wrong) => {
-            let lines: String = wrong.iter().map(|line| format!("{line}\n")).collect();
+            let lines = wrong.join("\n") + "\n";
             (StatusCode::SERVICE_UNAVAILABLE, lines).into_response()
         }
     }

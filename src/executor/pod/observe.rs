@@ -389,6 +389,7 @@ fn brief(message: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "`json!` gives values")]
 mod tests {
     use super::*;
     use crate::value::Value;

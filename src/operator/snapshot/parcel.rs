@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::ResourceExt;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -293,6 +292,7 @@ pub(super) fn keys(map: &ConfigMap) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use kube::ResourceExt;
     use proptest::prelude::*;
 
     use super::*;

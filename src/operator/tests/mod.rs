@@ -6,6 +6,10 @@
     clippy::panic,
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::default_trait_access,
+    clippy::map_unwrap_or,
+    clippy::needless_pass_by_value,
     reason = "tests"
 )]
 

@@ -821,7 +821,7 @@ mod tests {
     fn a_category_may_be_spread_over_several() {
         let (vm, db) = (
             category("vm", "./t/../t/vm.json"),
-            category("db", "db.json"),
+            category("db", "db.template"),
         );
         let mut packed = map("team", "c", "oracle/peo", &[]);
         packed.binary_data = Some(BTreeMap::from([(
@@ -834,7 +834,7 @@ mod tests {
                 "team",
                 "b",
                 "oracle/peo",
-                &[("cloud.json", &db), ("db.json", TEMPLATE)],
+                &[("cloud.json", &db), ("db.template", TEMPLATE)],
             ),
             packed,
         ];
@@ -987,18 +987,16 @@ mod tests {
             of.map(|(_, problem)| problem.as_str()).collect()
         };
         let (of_a, of_b) = (of("a"), of("b"));
-        for (place, expected) in [
+        for expected in [
             "there is no key gone.template",
             "leaves the catalogue's folder",
             "loop.template",
             "expected an object with workflow_template_path",
             "it has no version 9; its versions are 1.0",
             "a segment holds other than",
-        ]
-        .iter()
-        .enumerate()
-        {
-            assert!(of_a[place].contains(expected), "{of_a:#?}");
+        ] {
+            let told = of_a.iter().any(|problem| problem.contains(expected));
+            assert!(told, "{expected}: {of_a:#?}");
         }
         assert_eq!(of_a.len(), 6, "{of_a:#?}");
         assert_eq!(of_b.len(), 2, "{of_b:#?}");

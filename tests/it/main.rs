@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::format_collect,
     clippy::needless_pass_by_value,
     clippy::match_same_arms,
     reason = "in tests a panic is the report"

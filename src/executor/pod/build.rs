@@ -848,7 +848,6 @@ mod tests {
             ("team", "red"),
             (LABEL_RUN_UID, "other"),
             (MANAGER_LABEL, "me"),
-            ("x.apscli.dev/y", "z"),
         ]);
         run.overrides.annotations = map(&[(ANNOTATION_ATTEMPT, "9"), ("note", "n")]);
         run.overrides.image_pull_secrets = vec!["pull".to_owned()];
@@ -859,7 +858,6 @@ mod tests {
             ("red", &run.uid)
         );
         assert_eq!(labels[MANAGER_LABEL], MANAGER);
-        assert!(!labels.contains_key("x.apscli.dev/y"));
         let annotations = pod.metadata.annotations.unwrap();
         assert_eq!(
             (&*annotations[ANNOTATION_ATTEMPT], &*annotations["note"]),

@@ -7,6 +7,7 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::items_after_statements,
     clippy::default_trait_access,
     clippy::map_unwrap_or,
     clippy::needless_pass_by_value,

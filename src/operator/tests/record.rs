@@ -23,6 +23,8 @@ fn graph(prev: &[Vec<usize>], name: impl Fn(usize) -> String) -> Graph {
             let prev: Vec<String> = prev
                 .iter()
                 .filter(|it| **it < at)
+                .collect::<std::collections::BTreeSet<_>>()
+                .into_iter()
                 .map(|it| name(*it))
                 .collect();
             let node =

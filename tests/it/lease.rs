@@ -173,7 +173,7 @@ impl Shelf {
                 match line {
                     Line::Mute => std::future::pending().await,
                     Line::MuteToWrites if head.method != Method::GET => {
-                        std::future::pending().await;
+                        std::future::pending::<()>().await;
                     }
                     Line::Slow(time) => sleep(time).await,
                     _ => {}

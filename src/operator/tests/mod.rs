@@ -46,6 +46,7 @@ fn options() -> Options {
         service_accounts: Vec::new(),
         default_ttl: None,
         max_writes: NonZeroUsize::new(64).unwrap(),
+        resync: Duration::from_secs(900),
     }
 }
 

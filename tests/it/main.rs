@@ -16,6 +16,8 @@ mod catalogue;
 mod cluster;
 mod crd;
 mod example;
+#[path = "../faults/mod.rs"]
+mod faults;
 mod fuzz;
 mod journal;
 mod laws;

@@ -8,6 +8,9 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Once;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Namespace, Pod, ServiceAccount};
@@ -24,7 +27,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A client of the cluster whose kubeconfig the variable names. Without it the test fails: who
 /// asks for a test of this kind has to lend a cluster.
-async fn client(variable: &str) -> Client {
+pub async fn client(variable: &str) -> Client {
     let path = env::var_os(variable)
         .unwrap_or_else(|| panic!("{variable} is not set: run this by tests/cluster/with"));
     let kubeconfig = Kubeconfig::read_from(path).unwrap();
@@ -33,8 +36,35 @@ async fn client(variable: &str) -> Client {
     Client::try_from(config.unwrap()).unwrap()
 }
 
+/// The cluster with fake nodes.
+pub const FAKE: &str = "APSCLI_TEST_KUBECONFIG";
+
+/// Makes the kinds of apscli known to the cluster.
+pub fn definitions() {
+    static DEFINITIONS: Once = Once::new();
+    let kubectl = |words: &[&str]| {
+        let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+        let kubeconfig = env::var_os(FAKE).expect("run this by tests/cluster/with");
+        let output = Command::new("kubectl")
+            .args(words)
+            .arg("--filename")
+            .arg(crds)
+            .env("KUBECONFIG", kubeconfig)
+            .output()
+            .expect("tests/cluster/with puts kubectl into the PATH");
+        output.status.success()
+    };
+    DEFINITIONS.call_once(|| {
+        // Two tests may do this at once, and one of them meets what the other has just made.
+        let apply = ["apply", "--server-side", "--force-conflicts"];
+        assert!((0..5).any(|_| kubectl(&apply)));
+        let established = "--for=condition=Established";
+        assert!(kubectl(&["wait", established, "--timeout=60s"]));
+    });
+}
+
 /// A new namespace, held to the `restricted` standard, in which pods can be created.
-async fn namespace(client: &Client) -> String {
+pub async fn namespace(client: &Client) -> String {
     let wanted = Namespace {
         metadata: ObjectMeta {
             generate_name: Some("it-".to_owned()),
@@ -73,7 +103,7 @@ where
 }
 
 /// A pod of one container, as `restricted` wants it.
-fn pod(name: &str, image: &str, script: &str, annotations: &[(&str, &str)]) -> Pod {
+pub fn pod(name: &str, image: &str, script: &str, annotations: &[(&str, &str)]) -> Pod {
     let annotations: BTreeMap<_, _> = annotations.iter().copied().collect();
     serde_json::from_value(serde_json::json!({
         "metadata": {"name": name, "annotations": annotations},

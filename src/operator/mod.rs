@@ -12,6 +12,7 @@
 mod apply;
 pub mod client;
 mod context;
+mod delivery;
 mod floor;
 pub mod health;
 mod hub;
@@ -132,6 +133,7 @@ async fn work(
         writes: Arc::new(Semaphore::new(options.max_writes.get())),
         shelves,
         snapshots: snapshot::Snapshots::default(),
+        image_volumes: delivery::ImageVolumes::default(),
         metrics,
         clock: Clock::default(),
         instance,

@@ -19,6 +19,7 @@ mod hub;
 pub mod lease;
 pub mod metrics;
 pub mod options;
+pub mod past;
 pub mod presence;
 mod publish;
 mod resolve;

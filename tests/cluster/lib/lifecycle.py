@@ -189,8 +189,7 @@ def _start_missing(cluster: Cluster, programs: Programs) -> None:
     for wave in _waves(cluster, programs):
         for part in wave:
             _begin(cluster, part)
-        for part in wave:
-            _await_ready(cluster, part)
+        _await_ready(cluster, wave)
     for name, (_, found) in states(cluster).items():
         if found == "dead":
             raise Trouble(f"{name} has ended; {_last_words(cluster, name)}")
@@ -221,14 +220,16 @@ def _begin(cluster: Cluster, part: Part) -> None:
         found.resume()
 
 
-def _await_ready(cluster: Cluster, part: Part) -> None:
-    found = _process(cluster, part.name)
+def _await_ready(cluster: Cluster, parts: list[Part]) -> None:
+    """Returns once all of them are ready, asked in turn."""
     deadline = time.monotonic() + READY_PATIENCE_SECONDS
-    while not _is_ready(part):
-        if found.pid() is None:
-            raise Trouble(f"{part.name} has ended; {_last_words(cluster, part.name)}")
+    while parts := [part for part in parts if not _is_ready(part)]:
+        for part in parts:
+            if _process(cluster, part.name).pid() is None:
+                raise Trouble(f"{part.name} has ended; {_last_words(cluster, part.name)}")
         if time.monotonic() > deadline:
-            raise Trouble(f"{part.name} is not ready after {READY_PATIENCE_SECONDS} s; see `cluster logs {part.name}`")
+            late = parts[0].name
+            raise Trouble(f"{late} is not ready after {READY_PATIENCE_SECONDS} s; see `cluster logs {late}`")
         time.sleep(0.05)
 
 

@@ -188,7 +188,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
             let report = Report {
                 graph: &graph,
                 state: &end.state,
-                verdict,
+                return_code: Some(verdict.return_code),
                 zone: &zone,
             };
             context

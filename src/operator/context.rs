@@ -61,6 +61,7 @@ pub(super) struct Context {
     pub(super) writes: Arc<Semaphore>,
     pub(super) shelves: Shelves,
     pub(super) snapshots: super::snapshot::Snapshots,
+    pub(super) image_volumes: super::delivery::ImageVolumes,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
     /// This process's name in events.

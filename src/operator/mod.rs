@@ -12,12 +12,14 @@
 mod apply;
 pub mod client;
 mod context;
+mod delivery;
 mod floor;
 pub mod health;
 mod hub;
 pub mod lease;
 pub mod metrics;
 pub mod options;
+pub mod past;
 pub mod presence;
 mod publish;
 mod resolve;
@@ -132,6 +134,7 @@ async fn work(
         writes: Arc::new(Semaphore::new(options.max_writes.get())),
         shelves,
         snapshots: snapshot::Snapshots::default(),
+        image_volumes: delivery::ImageVolumes::default(),
         metrics,
         clock: Clock::default(),
         instance,

@@ -198,7 +198,10 @@ pub(super) async fn read(
 }
 
 /// What a run runs, from its copies as they were found.
-fn unpack(run: &WorkflowRun, found: Vec<(&str, Option<ConfigMap>)>) -> Result<Pinned, Unresolved> {
+pub(super) fn unpack(
+    run: &WorkflowRun,
+    found: Vec<(&str, Option<ConfigMap>)>,
+) -> Result<Pinned, Unresolved> {
     let namespace = run.namespace().unwrap_or_default();
     let lost = |reason: &str, why: String| {
         let message = format!(

@@ -119,9 +119,10 @@ def forward(cluster: Cluster) -> Part:
     return Part("forward", argv, lambda: True)
 
 
-def parts(cluster: Cluster, containerd: pathlib.Path, kubernetes: pathlib.Path) -> list[Part]:
+def parts(cluster: Cluster, containerd: pathlib.Path, kubernetes: pathlib.Path) -> tuple[list[Part], list[Part]]:
+    """The nodes' runtimes, which need nothing of the control plane, and the kubelets, which need both."""
     admin = Api(cluster.ports["api"], cluster.path("pki"))
-    found = []
+    runtimes, kubelets = [], []
     for number in range(1, cluster.node_count + 1):
         path = {"PATH": f"{containerd}:{search_path()}"}
 
@@ -140,9 +141,9 @@ def parts(cluster: Cluster, containerd: pathlib.Path, kubernetes: pathlib.Path) 
             f"--node-ip={node_address(number)}",
             f"--root-dir={cluster.path('nodes', str(number), 'kubelet')}",
         ]
-        found.append(Part(f"containerd-{number}", daemon, imported, True, path))
-        found.append(Part(f"kubelet-{number}", kubelet, registered, True, path))
-    return found
+        runtimes.append(Part(f"containerd-{number}", daemon, imported, True, path))
+        kubelets.append(Part(f"kubelet-{number}", kubelet, registered, True, path))
+    return runtimes, kubelets
 
 
 def entering(cluster: Cluster) -> list[str]:

@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::api::page::WorkflowRunPage;
 use crate::api::workflow_run::{
-    NodeStatus, OnLost, RunPhase, TemplateSource, WorkflowRun, WorkflowRunSpec,
+    NodePhase, NodeStatus, OnLost, RunPhase, TemplateSource, WorkflowRun, WorkflowRunSpec,
 };
 use crate::api::{self, Object};
 use crate::catalog::gzip;
@@ -411,7 +411,10 @@ fn result(run: &WorkflowRun, nodes: &[NodeStatus]) -> serde_json::Value {
             );
             put("signal", node.signal.map(Into::into));
             put("output", node.output.clone());
-            put("err_msg", node.err_msg.clone());
+            // As a local run has it: what is no failure of the job's own says why.
+            let why =
+                (node.phase == NodePhase::Error).then(|| node.message.as_deref().map(Into::into));
+            put("err_msg", node.err_msg.clone().or_else(|| why.flatten()));
             put("err_code", node.err_code.clone());
             put("info", node.info.clone());
             let mut entry = serde_json::Map::from_iter([
@@ -424,6 +427,9 @@ fn result(run: &WorkflowRun, nodes: &[NodeStatus]) -> serde_json::Value {
             }
             if let (Some(word), Some(message)) = (&node.reason, &node.message) {
                 entry.insert("reason".to_owned(), json!(format!("{word}: {message}")));
+            }
+            if let Some(attempt) = node.attempt.filter(|attempt| *attempt > 1) {
+                entry.insert("attempt".to_owned(), json!(attempt));
             }
             (node.name.clone(), entry.into())
         })

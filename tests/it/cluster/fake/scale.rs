@@ -305,7 +305,7 @@ async fn ten_thousand_nodes() {
     println!("10,000 nodes from a template in {parts} parts");
     println!("{}", largest(&witness, &cluster).await);
     let cost = Cost::of(&operator, &before);
-    cost.holds("10,000 nodes", 10_000, 1.3, 3.0, &operator);
+    cost.holds("10,000 nodes", 10_000, 1.3, 6.0, &operator);
     operator.ends();
 }
 

@@ -628,7 +628,7 @@ impl Actor {
                 }
                 Seen::Running { .. } => {
                     if let Some((reason, _)) = before {
-                        touch_wait(&mut self.publisher, ix, &[&reason]);
+                        touch_wait(&mut self.publisher, ix, &[reason.as_str()]);
                     }
                 }
                 Seen::Waiting {

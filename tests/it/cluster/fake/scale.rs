@@ -266,7 +266,7 @@ async fn twelve_shapes() {
     println!("{}", largest(&witness, &cluster).await);
     // Long chains among them have a record of their own for each link.
     let cost = Cost::of(&operator, &before);
-    cost.holds("twelve shapes", nodes, 1.3, 6.0, &operator);
+    cost.holds("twelve shapes", nodes, 1.6, 8.0, &operator);
     operator.ends();
 }
 
@@ -305,7 +305,7 @@ async fn ten_thousand_nodes() {
     println!("10,000 nodes from a template in {parts} parts");
     println!("{}", largest(&witness, &cluster).await);
     let cost = Cost::of(&operator, &before);
-    cost.holds("10,000 nodes", 10_000, 1.3, 3.0, &operator);
+    cost.holds("10,000 nodes", 10_000, 1.3, 6.0, &operator);
     operator.ends();
 }
 

@@ -5,7 +5,6 @@
 
 use std::io::IsTerminal;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -129,11 +128,17 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
         None => Journal::create(&dir, &header)?,
     };
     // Before anything has a second thread.
-    spawn::start_guard(Some(journal.as_fd()))
+    spawn::start_guard(Some(journal.guard_lock()))
         .map_err(|error| format!("cannot start the guard process: {error}"))?;
     spawn::raise_open_files();
     spawn::keep_ended_children();
-    let flags = flags(args).or(header.flags);
+    let flags = flags(args)?.or(header.flags);
+    // Absolute, because the folder may be left below.
+    let own_folder = std::path::absolute(&dir)?;
+    if let Some(folder) = &header.work_folder {
+        std::env::set_current_dir(folder)
+            .map_err(|error| format!("cannot run in {}: {error}", folder.display()))?;
+    }
     let parallel = flags.parallel.unwrap_or(PARALLEL);
     let options = Options {
         limits: Limits {
@@ -149,8 +154,8 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
             folder: header.folder,
             grace: flags.grace.unwrap_or(GRACE),
         },
-        python: Python::new(flags.python, flags.preload, dir.join("python.log")),
-        dir: dir.clone(),
+        python: Python::new(flags.python, flags.preload, own_folder.join("python.log")),
+        dir: own_folder,
     };
     let watch: Box<dyn Watch + Send> = match args.output {
         Output::None => Box::new(Silent),
@@ -201,14 +206,14 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
     })
 }
 
-fn flags(args: &Args) -> Flags {
-    Flags {
+fn flags(args: &Args) -> Result<Flags, Failure> {
+    Ok(Flags {
         parallel: args.parallel,
         timeout: args.timeout,
         grace: args.grace,
-        python: args.python.clone(),
+        python: args.python.as_ref().map(std::path::absolute).transpose()?,
         preload: args.preload.clone(),
-    }
+    })
 }
 
 /// Makes the run's folder, for its owner only: what nodes say may be secret. A folder that is
@@ -245,8 +250,9 @@ fn header(context: &Context, args: &Args) -> Result<Header, Failure> {
         path.display().to_string(),
         text,
         folder,
+        std::env::current_dir()?,
         params,
-        flags(args),
+        flags(args)?,
     ))
 }
 

@@ -154,7 +154,7 @@ fn result<'a>(
 ) -> NodeResult<'a> {
     let mut captured = std::borrow::Cow::Owned(Captured::default());
     if let Some(finished) = finished {
-        captured = std::borrow::Cow::Borrowed(&finished.captured);
+        captured = std::borrow::Cow::Borrowed(finished.captured());
         if let (Phase::Error, Some(reason)) = (finished.phase, &finished.reason) {
             let captured = captured.to_mut();
             captured

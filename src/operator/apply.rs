@@ -23,6 +23,7 @@ use crate::engine::name::Attempt;
 use crate::executor::pod::build::build;
 use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER};
 
+use super::client::{is_conflict, is_gone};
 use super::context::Context;
 use super::resolve::Program;
 
@@ -266,7 +267,7 @@ pub(super) async fn delete(context: &Context, pods: &Api<Pod>, name: &str, uid: 
         match answer {
             Ok(_) => return,
             // Gone, or another pod by now.
-            Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => return,
+            Err(error) if is_gone(&error) || is_conflict(&error) => return,
             Err(error) => {
                 tracing::warn!(pod = name, %error, "cannot delete a pod yet");
                 tokio::time::sleep(pause(tries)).await;
@@ -303,7 +304,7 @@ pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<&Contex
         };
         match answer {
             Ok(_) => return,
-            Err(kube::Error::Api(status)) if status.code == 404 => return,
+            Err(error) if is_gone(&error) => return,
             Err(error) => {
                 if !matches!(&error, kube::Error::Api(status) if status.code == 409) {
                     tracing::warn!(pod = name, %error, "cannot take the finalizer off yet");

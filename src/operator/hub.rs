@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Preconditions, PropagationPolicy};
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
-use kube::runtime::{WatchStreamExt, watcher::Event};
+use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use crate::api::workflow_run::{RunPhase, WorkflowRun};
 use crate::executor::pod::{CONTAINER, FINALIZER, LABEL_RUN_UID};
 
+use super::client::{is_conflict, is_gone};
 use super::context::Context;
 use super::health::{Health, Need, Pulse};
 use super::{apply, workflow_run};
@@ -32,11 +33,16 @@ use super::{apply, workflow_run};
 /// noticed within this time and the five seconds that the client adds.
 const WATCH_SECONDS: u32 = 30;
 
-/// How long to wait before a list that is needed anew.
-const LIST_AGAIN: Duration = Duration::from_secs(1);
+/// The first pause before a watch is begun anew is as long as after so many tries of another call:
+/// 0.8 s.
+const FIRST_PAUSE: u32 = 3;
 
 /// How long the hub may stand still before it counts as dead.
 const SILENCE: Duration = Duration::from_mins(1);
+
+/// What the hub needs to know before it works, as readiness names it.
+pub(super) const RUNS: &str = "the list of runs";
+pub(super) const PODS: &str = "the list of pods";
 
 /// How many runs that are no more are remembered.
 const REMEMBERED: usize = 1000;
@@ -123,8 +129,14 @@ pub(super) struct Hub {
     pods_needed: Need,
 }
 
-/// A watch that goes on for ever; errors are told and tried again.
-pub(super) fn watch<K>(api: Api<K>, labels: Option<&str>) -> impl Stream<Item = Event<K>> + use<K>
+/// A watch that goes on for ever; errors are told and tried again. Where it is the first list of
+/// `what` that fails, whoever asks for readiness hears why.
+pub(super) fn watch<K>(
+    api: Api<K>,
+    labels: Option<&str>,
+    health: &Health,
+    what: &'static str,
+) -> impl Stream<Item = Event<K>> + use<K>
 where
     K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
     K::DynamicType: Default + Clone + Eq + std::hash::Hash,
@@ -133,19 +145,26 @@ where
     if let Some(labels) = labels {
         config = config.labels(labels);
     }
-    let begin = move || {
-        let events = watcher(api.clone(), config.clone());
-        events.default_backoff().boxed()
-    };
-    let events = begin();
-    futures::stream::unfold((begin, events), |(begin, mut events)| async move {
+    let begin = move || watcher(api.clone(), config.clone()).boxed();
+    let begun = (begin(), health.clone(), 0);
+    futures::stream::unfold((begin, begun), move |(begin, begun)| async move {
+        let (mut events, health, mut failures) = begun;
         loop {
             match events.next().await? {
-                Ok(event) => return Some((event, (begin, events))),
+                Ok(event) => {
+                    // That a list begins does not say that it is answered. (The library's own
+                    // backoff takes it for a success, and so would ask each second for ever.)
+                    if !matches!(event, Event::Init) {
+                        failures = 0;
+                    }
+                    return Some((event, (begin, (events, health, failures))));
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "a watch was broken off; it is begun anew");
+                    tracing::warn!(%error, "{what}: a watch was broken off; it is begun anew");
+                    health.because(what, &error.to_string());
+                    tokio::time::sleep(apply::pause(failures + FIRST_PAUSE)).await;
+                    failures += 1;
                     if is_too_old(&error) {
-                        tokio::time::sleep(LIST_AGAIN).await;
                         events = begin();
                     }
                 }
@@ -231,8 +250,8 @@ impl Hub {
             lists: (0..places).map(|place| (place, Lists::default())).collect(),
             done,
             pulse: health.pulse("the hub", SILENCE),
-            runs_needed: health.needs("the list of runs"),
-            pods_needed: health.needs("the list of pods"),
+            runs_needed: health.needs(RUNS),
+            pods_needed: health.needs(PODS),
         };
         (hub, finished)
     }
@@ -567,9 +586,7 @@ impl Hub {
                             tracing::info!(run = expired.name, "deleted: its time to live is over");
                             return;
                         }
-                        Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {
-                            return;
-                        }
+                        Err(error) if is_gone(&error) || is_conflict(&error) => return,
                         Err(error) => {
                             tracing::warn!(run = expired.name, %error, "cannot delete an expired run yet");
                             tokio::time::sleep(apply::pause(tries)).await;

@@ -149,14 +149,16 @@ async fn work(
         let runs = apis(&client, &context.options.scope);
         let places = runs.len();
         for (place, api) in runs.into_iter().enumerate() {
-            let runs = watch(api, None).map(move |event| Incoming::Run(place, event));
+            let runs = watch(api, None, health, hub::RUNS);
+            let runs = runs.map(move |event| Incoming::Run(place, event));
             incoming.push(runs.boxed());
         }
         for (place, api) in apis::<Pod>(&client, &context.options.scope)
             .into_iter()
             .enumerate()
         {
-            let pods = watch(api, Some(&labels)).map(move |event| Incoming::Pod(place, event));
+            let pods = watch(api, Some(&labels), health, hub::PODS);
+            let pods = pods.map(move |event| Incoming::Pod(place, event));
             incoming.push(pods.boxed());
         }
         let (hub, finished) = Hub::new(Arc::clone(&context), health, places);

@@ -29,6 +29,7 @@ use crate::engine::graph::{Graph, NodeIx};
 use crate::engine::state::{Phase, RunState};
 use crate::engine::step::Verdict;
 
+use super::client::is_gone;
 use super::context::Context;
 use super::floor::Floor;
 use super::resolve::Unresolved;
@@ -37,6 +38,8 @@ use super::status::{self, PAGE, PodFacts};
 /// Shortest time from one write to the next, for runs without pages and for runs with.
 const PAUSE: Duration = Duration::from_millis(300);
 const PAUSE_PAGED: Duration = Duration::from_secs(1);
+/// How long what is seldom news waits for a write that is made anyhow.
+const LATER: Duration = Duration::from_secs(2);
 /// Longest pause after writes that failed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
@@ -263,6 +266,8 @@ pub(super) struct Publisher {
     nodes: BTreeSet<NodeIx>,
     dirty: bool,
     hurry: bool,
+    /// When there is something to write though nothing else comes.
+    later: Option<Instant>,
     /// The pages of the write in flight.
     writing: Option<BTreeSet<u32>>,
     /// Pages of a write that failed.
@@ -287,6 +292,7 @@ impl Publisher {
             nodes: BTreeSet::new(),
             dirty: true,
             hurry: true,
+            later: None,
             writing: None,
             again: BTreeSet::new(),
             next: Instant::now(),
@@ -323,6 +329,13 @@ impl Publisher {
         self.dirty = true;
     }
 
+    /// A node has changed in what soon changes again. It is written with whatever comes next, or
+    /// should nothing come, a while later.
+    pub(super) fn touch_node_later(&mut self, ix: NodeIx) {
+        self.nodes.insert(ix);
+        self.later = self.later.or_else(|| Some(Instant::now() + LATER));
+    }
+
     /// The next write shall not wait.
     pub(super) fn hurry(&mut self) {
         self.hurry = true;
@@ -331,14 +344,20 @@ impl Publisher {
 
     /// Whether to write now.
     pub(super) fn is_ready(&self, over: bool) -> bool {
-        let idle = self.writing.is_none() && self.dirty;
+        let late = self.later.is_some_and(|later| later <= Instant::now());
+        let idle = self.writing.is_none() && (self.dirty || late);
         let failed = self.failures > 0;
         idle && ((!failed && (over || self.hurry)) || self.next <= Instant::now())
     }
 
     /// When to write next, if there is something to write and nothing in flight.
     pub(super) fn due(&self) -> Option<Instant> {
-        (self.writing.is_none() && self.dirty).then_some(self.next)
+        let due = if self.dirty {
+            Some(self.next)
+        } else {
+            self.later.map(|later| later.max(self.next))
+        };
+        due.filter(|_| self.writing.is_none())
     }
 
     /// The pages whose nodes have changed.
@@ -360,6 +379,7 @@ impl Publisher {
         self.again.clear();
         self.dirty = false;
         self.hurry = false;
+        self.later = None;
         self.paged = draft.status.pages.is_some();
         self.writing = Some(draft.pages.iter().map(|page| page.index).collect());
         let task = Write {
@@ -446,7 +466,7 @@ impl Write {
                 version: draft.version,
                 run: Arc::new(run),
             },
-            Err(kube::Error::Api(status)) if status.code == 404 => Published::Gone,
+            Err(error) if is_gone(&error) => Published::Gone,
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 match runs.get_opt(&name).await {
                     Ok(Some(run)) if run.metadata.uid == self.run.metadata.uid => {
@@ -508,7 +528,7 @@ impl Write {
             match pages.patch_metadata(&name, &params, &patch).await {
                 Ok(_) => return Ok(()),
                 // Somebody deleted it. All of its nodes are in hand, so it is made again.
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -627,8 +627,8 @@ impl Actor {
                     self.end(ix, attempt, outcome, at);
                 }
                 Seen::Running { .. } => {
-                    if before.is_some() {
-                        self.publisher.touch_node(ix);
+                    if let Some((reason, _)) = before {
+                        touch_wait(&mut self.publisher, ix, &[&reason]);
                     }
                 }
                 Seen::Waiting {
@@ -636,12 +636,15 @@ impl Actor {
                     message,
                     until,
                 } => {
-                    record.waits = Some((reason, message));
+                    let waits = Some((reason, message));
                     let until = until.map(|until| (ix, (until, Box::new(pod.clone()))));
                     self.waiting.extend(until);
-                    if record.waits != before {
-                        self.publisher.touch_node(ix);
+                    if waits != before {
+                        let both = waits.iter().chain(&before);
+                        let both: Vec<&str> = both.map(|(reason, _)| reason.as_str()).collect();
+                        touch_wait(&mut self.publisher, ix, &both);
                     }
+                    record.waits = waits;
                 }
             }
         }
@@ -1089,6 +1092,17 @@ impl Actor {
         };
         let draft = Draft::new(&view, &self.publisher.touched(graph.len()));
         self.publisher.write(draft);
+    }
+}
+
+/// What a pod waits for has changed between these. Every pod goes through some of them in a moment,
+/// which is no news yet.
+fn touch_wait(publisher: &mut Publisher, ix: NodeIx, reasons: &[&str]) {
+    const SOON_OVER: [&str; 3] = ["Pending", "ContainerCreating", "PodInitializing"];
+    if reasons.iter().all(|reason| SOON_OVER.contains(reason)) {
+        publisher.touch_node_later(ix);
+    } else {
+        publisher.touch_node(ix);
     }
 }
 

@@ -65,7 +65,7 @@ async fn a_pod_is_found_though_a_full_quota_hides_it() {
 }
 
 /// What somebody else puts where a run's pod is to be.
-fn squatter(fake: &Fake, owner: Option<&str>, decision: Option<&str>) -> Value {
+pub(super) fn squatter(fake: &Fake, owner: Option<&str>, decision: Option<&str>) -> Value {
     let name = entry(fake, "a")["pod"]["name"].clone();
     let owners = owner.map(|uid| {
         json!([{"apiVersion": "apscli.dev/v1alpha1", "kind": "WorkflowRun", "name": "r", "uid": uid, "controller": true}])
@@ -588,7 +588,7 @@ async fn news_older_than_what_is_known_are_dropped() {
     passes(1).await;
     let mut old = fake.pod("a/1").unwrap();
     fake.pod_runs("a/1");
-    passes(1).await;
+    passes(3).await;
     fake.calls();
     old["status"] = json!({"phase": "Failed", "reason": "Evicted"});
     old["metadata"]["resourceVersion"] = json!("1");
@@ -623,7 +623,7 @@ async fn missing_from_a_new_list(form: Gone) {
     passes(1).await;
     fake.pod_runs("a/1");
     fake.pod_runs("b/1");
-    passes(1).await;
+    passes(3).await;
     fake.calls();
     fake.hold_watch("pods");
     fake.pod_vanishes("a/1");

@@ -376,7 +376,8 @@ async fn a_secret_gets_to_its_node_and_nowhere_else() {
             &namespace,
         ],
     );
-    let script = "echo \"[OUTPUT]${#WORD} $WORD\"; [ \"$1\" = \"$WORD\" ]";
+    // `$$` is a `$` that the shell sees.
+    let script = "echo \"[OUTPUT]$${#WORD} $$WORD\"; [ \"$$1\" = \"$$WORD\" ]";
     let template = json!({"a": {
         "action": {"type": "cmd", "cmd": ["sh", "-c", script, "sh", "$password"],
                    "env": {"WORD": "$password"}}}});

@@ -22,7 +22,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
 use crate::api::workflow_run::{RunPhase, WorkflowRun};
-use crate::executor::pod::{FINALIZER, LABEL_RUN_UID};
+use crate::executor::pod::{CONTAINER, FINALIZER, LABEL_RUN_UID};
 
 use super::client::{is_conflict, is_gone};
 use super::context::Context;
@@ -220,12 +220,17 @@ fn is_of(pod: &Pod, run_uid: &str) -> bool {
         && pod.finalizers().iter().any(|it| it == FINALIZER)
 }
 
+/// Whether the action of a pod is over. A kubelet says so of the container first, and of the pod's
+/// phase some time later.
 fn has_ended(pod: &Pod) -> bool {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
+    let Some(status) = &pod.status else {
+        return false;
+    };
+    let mut containers = status.container_statuses.iter().flatten();
+    let container = containers.find(|container| container.name == CONTAINER);
+    let state = container.and_then(|container| container.state.as_ref());
+    state.is_some_and(|state| state.terminated.is_some())
+        || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
 impl Hub {

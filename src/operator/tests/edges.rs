@@ -195,6 +195,36 @@ async fn a_large_run_does_not_make_a_small_one_wait() {
     );
 }
 
+/// A kubelet tells of the container's end before it tells of the pod's: the pod, and with it its
+/// log, must not go because its run is over by then.
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_phase_lags_behind_its_container_stays() {
+    let fake = started().await;
+    fake.put("workflowruns", run_of(&json!({"a": node(&[])})));
+    passes(1).await;
+    fake.pod_runs("a/1");
+    fake.container_ends("a/1");
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    // Somebody else's change brings the pod up again, as it is.
+    let name = fake.pod_name("a/1");
+    fake.merge(
+        "pods",
+        &name,
+        &json!({"metadata": {"labels": {"more": "news"}}}),
+    );
+    passes(1).await;
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    let calls = fake.calls();
+    assert!(
+        !calls.iter().any(|it| it.contains("delete pod")),
+        "{calls:?}"
+    );
+    assert!(fake.pod("a/1").is_some());
+    silence(&fake).await;
+}
+
 fn auto() -> Options {
     Options {
         delivery: Some(crate::operator::options::Delivery::Auto),

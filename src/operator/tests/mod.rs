@@ -18,6 +18,7 @@ mod edges;
 mod fake;
 mod faults;
 mod holes;
+mod raw;
 mod record;
 mod restart;
 

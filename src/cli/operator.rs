@@ -72,6 +72,9 @@ pub struct OperatorArgs {
     /// How many creations and deletions of pods are in flight at once
     #[arg(long, value_name = "COUNT", default_value = "64")]
     max_writes: NonZeroUsize,
+    /// After how many seconds without news of a running pod the API is asked for it
+    #[arg(long, value_name = "SECONDS", default_value = "900", value_parser = clap::value_parser!(u64).range(1..))]
+    resync: u64,
     /// How log lines are written
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: Format,
@@ -134,6 +137,7 @@ impl OperatorArgs {
             service_accounts: self.service_accounts.clone(),
             default_ttl: self.default_ttl.map(Duration::from_secs),
             max_writes: self.max_writes,
+            resync: Duration::from_secs(self.resync),
         }
     }
 }
@@ -274,6 +278,7 @@ mod tests {
                 "--allow-service-account=robot",
                 "--default-ttl=60",
                 "--max-writes=8",
+                "--resync=30",
             ],
         );
         assert_eq!(
@@ -288,6 +293,7 @@ mod tests {
                 service_accounts: vec!["robot".to_owned()],
                 default_ttl: Some(Duration::from_secs(60)),
                 max_writes: NonZeroUsize::new(8).unwrap(),
+                resync: Duration::from_secs(30),
             }
         );
         let had = options(None, &["--lease-name=l", "--identity=me"])

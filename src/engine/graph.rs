@@ -838,7 +838,7 @@ mod tests {
         assert_eq!(names.get("b", &nodes), Some(NodeIx(1)));
         assert_eq!(names.get("d", &nodes), None);
         assert_eq!(again.len(), 1);
-        assert!(std::ptr::eq(again[0], &nodes[3]));
+        assert!(std::ptr::eq(again[0], &raw const nodes[3]));
         // Two of one hash: the second stands behind the first, and is found there.
         let free = names.search(hash("a"), "e", &nodes).unwrap_err();
         let mut alike = names.clone();

@@ -73,11 +73,15 @@ pub(super) enum Incoming {
     /// A run's task has come to its end, with the run as it is then where it is over, and with
     /// the news that it has not read.
     Over(String, Option<Arc<WorkflowRun>>, UnboundedReceiver<News>),
+    /// A run that a list did not have is gone indeed.
+    Vanished(String),
 }
 
 /// A run that exists.
 struct Known {
     place: Place,
+    namespace: String,
+    name: String,
     /// As its status has it, for the count of runs.
     phase: RunPhase,
     /// Of a run that cannot be read, the version of its spec for which that was said.
@@ -288,6 +292,7 @@ impl Hub {
             match news {
                 Incoming::Run(place, event) => self.on_run(place, event),
                 Incoming::Pod(place, event) => self.on_pod(place, event),
+                Incoming::Vanished(uid) => self.run_gone(&uid),
                 Incoming::Over(uid, run, mut unread) => {
                     self.live.remove(&uid);
                     if let Some(run) = run.filter(|_| self.known.contains_key(&uid)) {
@@ -325,7 +330,7 @@ impl Hub {
                     .cloned()
                     .collect();
                 for uid in gone {
-                    self.run_gone(&uid);
+                    self.missing(uid);
                 }
                 if self.lists.values().all(|lists| lists.runs_listed) {
                     self.runs_needed.met();
@@ -354,6 +359,8 @@ impl Hub {
                 .run_moved(None, Some(RunPhase::Pending.as_str()));
             Known {
                 place,
+                namespace: run.meta().namespace.clone().unwrap_or_default(),
+                name: run.meta().name.clone().unwrap_or_default(),
                 phase: RunPhase::Pending,
                 unreadable: None,
             }
@@ -407,6 +414,27 @@ impl Hub {
             span,
         ));
         self.live.insert(uid, Live { place, inbox });
+    }
+
+    /// A list does not have this run. It may be an old one, and a run that is taken for gone is
+    /// begun anew when it is seen again: so it is asked for first.
+    fn missing(&self, uid: String) {
+        let Some(known) = self.known.get(&uid) else {
+            return;
+        };
+        let (context, done) = (Arc::clone(&self.context), self.done.clone());
+        let runs: Api<WorkflowRun> = Api::namespaced(context.client.clone(), &known.namespace);
+        let name = known.name.clone();
+        tokio::spawn(async move {
+            let found = context
+                .insist("look for a run that a list did not have", || {
+                    runs.get_metadata_opt(&name)
+                })
+                .await;
+            if found.and_then(|found| found.metadata.uid) != Some(uid.clone()) {
+                let _ = done.send(Incoming::Vanished(uid));
+            }
+        });
     }
 
     fn run_gone(&mut self, uid: &str) {
@@ -571,7 +599,7 @@ impl Hub {
                 let params = DeleteParams {
                     propagation_policy: Some(PropagationPolicy::Background),
                     preconditions: Some(Preconditions {
-                        uid: Some(expired.uid),
+                        uid: Some(expired.uid.clone()),
                         resource_version: None,
                     }),
                     ..DeleteParams::default()
@@ -586,8 +614,15 @@ impl Hub {
                             tracing::info!(run = expired.name, "deleted: its time to live is over");
                             return;
                         }
-                        Err(error) if is_gone(&error) || is_conflict(&error) => return,
+                        Err(error) if is_gone(&error) => return,
                         Err(error) => {
+                            // A conflict may be that of the precondition, or any other.
+                            if is_conflict(&error)
+                                && let Ok(now) = runs.get_opt(&expired.name).await
+                                && now.is_none_or(|now| now.uid().as_ref() != Some(&expired.uid))
+                            {
+                                return;
+                            }
                             tracing::warn!(run = expired.name, %error, "cannot delete an expired run yet");
                             tokio::time::sleep(apply::pause(tries)).await;
                         }

@@ -27,6 +27,8 @@ pub struct Options {
     pub default_ttl: Option<Duration>,
     /// How many creations and deletions of pods are in flight at once.
     pub max_writes: NonZeroUsize,
+    /// How long a run may hear nothing of a pod that runs before it asks: a watch can miss an end.
+    pub resync: Duration,
 }
 
 /// Which namespaces the operator looks at.

@@ -17,6 +17,7 @@
 mod edges;
 mod fake;
 mod faults;
+mod golden;
 mod holes;
 mod raw;
 mod record;
@@ -48,6 +49,7 @@ fn options() -> Options {
         service_accounts: Vec::new(),
         default_ttl: None,
         max_writes: NonZeroUsize::new(64).unwrap(),
+        resync: Duration::from_secs(900),
     }
 }
 

@@ -65,6 +65,7 @@ impl Cluster {
     }
 
     /// A further namespace for who has one.
+    #[allow(clippy::unused_self, reason = "only who has the cluster may")]
     pub fn beside(&self, test: &str) -> Self {
         Self::make(test, None)
     }
@@ -108,6 +109,7 @@ impl Cluster {
     }
 
     /// Runs `kubectl` on objects that say themselves where they belong.
+    #[allow(clippy::unused_self, reason = "only who has the cluster may")]
     pub fn anywhere(&self, args: &[&str], stdin: &str) -> Said {
         let mut command = Command::new("kubectl");
         command.args(args);

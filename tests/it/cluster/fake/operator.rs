@@ -58,7 +58,8 @@ impl Operator {
             let log = operator.log();
             let first = log.lines().next().unwrap_or_default();
             let begins: Value = serde_json::from_str(first).unwrap_or_default();
-            operator.address = begins["address"].as_str().unwrap_or_default().to_owned();
+            let address = begins["address"].as_str().unwrap_or_default();
+            address.clone_into(&mut operator.address);
             !operator.address.is_empty()
         });
         operator

@@ -2,6 +2,7 @@
 //! pods that are really carried out. What became of each node must be the same.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -165,11 +166,11 @@ b: {action: {type: cmd, cmd: [sh, -c, 'echo "[OUTPUT]to stderr" >&2'], env: {X: 
             spec: r#"{"parallelism": 1}"#,
             ..scenario(
                 "one-at-a-time",
-                r#"
+                r"
 a: {action: {type: cmd, cmd: ./alone.sh}}
 b: {action: {type: cmd, cmd: ./alone.sh}}
 c: {action: {type: cmd, cmd: ./alone.sh}}
-"#,
+",
             )
         },
         Scenario {
@@ -372,7 +373,7 @@ unset: {action: {type: cmd, cmd: "echo ${APSCLI_TEST_IS_NOT_SET}${word}"}}
 "#,
     );
     for at in 0..100 {
-        template.push_str(&format!("n{at}: {{action: {{type: cmd, cmd: 'true'}}}}\n"));
+        let _ = writeln!(template, "n{at}: {{action: {{type: cmd, cmd: 'true'}}}}");
     }
     let file = place.write("t.yaml", template);
     let from = format!("--from-file=template={}", file.display());

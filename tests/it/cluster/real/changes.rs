@@ -119,7 +119,7 @@ async fn the_readmes_cluster_section() {
     let alone = anything().await;
     crate::readme::run_on_a_cluster();
     crate::readme::run_on_a_cluster();
-    alone.as_it_was();
+    alone.unchanged();
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn a_leader_that_is_asked_to_end_hands_over() {
             "--timeout=2m",
         ],
     );
-    alone.as_it_was();
+    alone.unchanged();
 }
 
 #[tokio::test]
@@ -264,5 +264,5 @@ async fn what_is_uninstalled_leaves_runs_and_holds_no_pod() {
     drop(alone);
     let alone = operator_alone().await;
     once(&client, &namespace, &counter, "run", 2).await;
-    alone.as_it_was();
+    alone.unchanged();
 }

@@ -18,7 +18,7 @@ pub struct Alone(RwLockWriteGuard<'static, bool>);
 
 impl Alone {
     /// Nothing was changed, or all of it back.
-    pub fn as_it_was(mut self) {
+    pub fn unchanged(mut self) {
         *self.0 = true;
     }
 }

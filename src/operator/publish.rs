@@ -569,11 +569,12 @@ impl Write {
         loop {
             tries += 1;
             let answer = if let Some(version) = self.made.get(index) {
-                let mut metadata = json!({"resourceVersion": version});
-                if tries > 1 {
-                    // Without its owner it would not be read back.
-                    metadata["ownerReferences"] = json!(page.metadata.owner_references);
-                }
+                // Without its owner it would not be read back.
+                let owners = page.metadata.owner_references.as_ref();
+                let metadata = match owners.filter(|_| tries > 1) {
+                    Some(owners) => json!({"resourceVersion": version, "ownerReferences": owners}),
+                    None => json!({"resourceVersion": version}),
+                };
                 let patch = json!({"metadata": metadata, "spec": {"nodes": page.spec.nodes}});
                 let patch = Patch::Merge(patch);
                 let written = pages.patch_metadata(&name, &params, &patch).await;

@@ -54,24 +54,27 @@ impl Done {
 /// the default, whoever runs the tests.
 fn inherit_no_ignored_signals() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let _inside = runtime.enter();
-        for kind in [
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-        ] {
-            // Where it is not ignored, it ends the tests themselves, as it should.
-            if is_ignored(kind.as_raw_value()) {
-                // The handler stays for good.
-                drop(tokio::signal::unix::signal(kind).unwrap());
-            }
+    // In a thread of its own, since a test that calls this may be in a runtime already.
+    ONCE.call_once(|| std::thread::spawn(handle_ignored_signals).join().unwrap());
+}
+
+fn handle_ignored_signals() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let _inside = runtime.enter();
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
+        // Where it is not ignored, it ends the tests themselves, as it should.
+        if is_ignored(kind.as_raw_value()) {
+            // The handler stays for good.
+            drop(tokio::signal::unix::signal(kind).unwrap());
         }
-    });
+    }
 }
 
 impl Place {

@@ -15,7 +15,7 @@ use kube::{Api, Client, ResourceExt};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use apscli::executor::decision::ENV;
+use apscli::executor::decision::{ENV, Work};
 
 use crate::program::PYTHON;
 
@@ -77,11 +77,10 @@ impl Kubelet {
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let decision = container.env.as_ref().unwrap()[0].value.clone().unwrap();
         let folder = &self.folders[&pod.labels()["apscli.dev/run"]];
-        let mut decision: Value = serde_json::from_str(&decision).unwrap();
-        decision["folder"] = json!(folder);
-        let secrets = decision.get_mut("secrets").and_then(Value::as_object_mut);
-        for file in secrets.into_iter().flat_map(serde_json::Map::values_mut) {
-            *file = json!(self.secret);
+        let mut decision = Work::from_json(&decision).unwrap();
+        decision.folder = folder.to_str().unwrap().to_owned();
+        for file in decision.secrets.values_mut() {
+            *file = self.secret.as_ref().unwrap().to_str().unwrap().to_owned();
         }
         let work = tempfile::tempdir().unwrap();
         let message = work.path().join("message");
@@ -91,7 +90,7 @@ impl Kubelet {
             .arg(&message)
             .current_dir(work.path())
             .env("PATH", path())
-            .env(ENV, decision.to_string())
+            .env(ENV, decision.to_json().unwrap())
             .env_remove("VIRTUAL_ENV")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

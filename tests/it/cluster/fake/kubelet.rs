@@ -80,7 +80,8 @@ impl Kubelet {
         let mut decision = Work::from_json(&decision).unwrap();
         decision.folder = folder.to_str().unwrap().to_owned();
         for file in decision.secrets.values_mut() {
-            *file = self.secret.as_ref().unwrap().to_str().unwrap().to_owned();
+            let secret = self.secret.as_ref().unwrap();
+            secret.to_str().unwrap().clone_into(file);
         }
         let work = tempfile::tempdir().unwrap();
         let message = work.path().join("message");

@@ -23,6 +23,7 @@ use rustix::process::{
 use crate::engine::event::{Ending, Outcome};
 use crate::engine::spec::{Cmd, EnvText, NotSet};
 use crate::executor::control::Control;
+use crate::executor::fence::{Fence, Inside};
 use crate::executor::lines::LineParser;
 use crate::executor::spawn::{self, Child, Command, Texts};
 use crate::value::Value;
@@ -36,6 +37,8 @@ pub struct Surroundings {
     pub folder: PathBuf,
     /// How long a process has between TERM and KILL.
     pub grace: Duration,
+    /// The fence around processes; none: there is none.
+    pub fence: Option<Fence>,
 }
 
 impl Surroundings {
@@ -104,14 +107,26 @@ pub fn run(
     log: &Path,
     control: &Control,
 ) -> Outcome {
-    let prepared = match Prepared::new(cmd, param, surroundings) {
-        Ok(prepared) => prepared,
-        Err(message) => return Outcome::silent(Ending::NotStarted(message)),
+    try_run(cmd, param, surroundings, log, control)
+        .unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)))
+}
+
+fn try_run(
+    cmd: &Cmd,
+    param: &[(String, Value)],
+    surroundings: &Surroundings,
+    log: &Path,
+    control: &Control,
+) -> Result<Outcome, String> {
+    let Some(fence) = &surroundings.fence else {
+        let prepared = Prepared::new(cmd, param, surroundings)?;
+        return prepared.run(surroundings.grace, log, control, None);
     };
-    match prepared.run(surroundings.grace, log, control) {
-        Ok(outcome) => outcome,
-        Err(message) => Outcome::silent(Ending::NotStarted(message)),
-    }
+    let (inside, surroundings) = fence.enter(surroundings)?;
+    let prepared = Prepared::new(cmd, param, &surroundings)?;
+    let program = prepared.program.clone();
+    let outcome = prepared.run(surroundings.grace, log, control, Some(&inside))?;
+    Ok(inside.leave(outcome, Some(&program)))
 }
 
 struct Prepared {
@@ -153,33 +168,49 @@ impl Prepared {
         Ok(Self { program, args, env })
     }
 
-    fn run(self, grace: Duration, log: &Path, control: &Control) -> Result<Outcome, String> {
+    fn run(
+        self,
+        grace: Duration,
+        log: &Path,
+        control: &Control,
+        inside: Option<&Inside>,
+    ) -> Result<Outcome, String> {
         let mut log = open_log(log)?;
         let (stdout, child_stdout) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| format!("cannot make a pipe: {error}"))?;
         let program = CString::new(self.program.as_os_str().as_bytes())
             .map_err(|_| "the program's path holds a zero byte".to_owned())?;
-        let command = Command {
+        let launcher = match inside {
+            Some(inside) => Some(inside.launcher(&program, None, &[])?),
+            None => None,
+        };
+        let mut command = Command {
             program,
             args: self.args,
             env: self.env,
             stdin: no_input()?,
             stdout: child_stdout.as_fd(),
             stderr: log.as_fd(),
-            inherit: None,
+            inherit: [None, None],
+            leashed: false,
         };
+        if let (Some(inside), Some(launcher)) = (inside, &launcher) {
+            command = launcher.wrap(command);
+            control.leash(inside.leash()?);
+        }
         let started = control.start(|| spawn::spawn(&command).map(|child| (child.pid, child)));
-        drop(child_stdout);
+        drop((child_stdout, launcher));
         let child = match started {
             Ok(Ok(child)) => child,
             Ok(Err(error)) => return Err(not_executed(&self.program, &error)),
             Err(cause) => return Ok(Outcome::silent(Ending::Killed(cause))),
         };
         let mut lines = LineParser::default();
+        let mut room = log_room(inside);
         let mut take = |bytes: &[u8]| {
             lines.push(bytes);
             // A full disk must not end the node: what is captured still counts.
-            let _ = log.write_all(bytes);
+            let _ = log.write_all(cut(bytes, &mut room));
         };
         read_until_end(child.pidfd.as_fd(), &mut [Source::new(&stdout, &mut take)]);
         let ending = end(&child, grace, control);
@@ -188,6 +219,20 @@ impl Prepared {
             captured: lines.finish(),
         })
     }
+}
+
+/// How many bytes a log takes.
+pub(super) fn log_room(inside: Option<&Inside>) -> u64 {
+    inside.map_or(u64::MAX, Inside::log_limit)
+}
+
+/// As much of the bytes as there is room for.
+pub(super) fn cut<'a>(bytes: &'a [u8], room: &mut u64) -> &'a [u8] {
+    let kept = bytes
+        .len()
+        .min(usize::try_from(*room).unwrap_or(usize::MAX));
+    *room -= kept as u64;
+    bytes.get(..kept).unwrap_or_default()
 }
 
 /// The log that is this program's own standard output, as in a pod.
@@ -244,7 +289,7 @@ fn find(word: &OsStr, folder: &Path, path: Option<&OsString>) -> Result<PathBuf,
 }
 
 /// Why exec failed, in words that name the thing to mend.
-fn not_executed(program: &Path, error: &std::io::Error) -> String {
+pub(super) fn not_executed(program: &Path, error: &std::io::Error) -> String {
     let shown = program.display();
     match (error.kind(), program.metadata()) {
         (std::io::ErrorKind::NotFound, Ok(_)) => {

@@ -25,6 +25,7 @@ use crate::engine::event::{CancelCause, Event, KillCause, Outcome, Reason};
 use crate::engine::graph::Graph;
 use crate::engine::name::{Attempt, NodeName};
 use crate::engine::state::RunState;
+use crate::executor::fence::Mode;
 use crate::template::Params;
 
 /// The journal's format; a reader refuses others.
@@ -62,6 +63,19 @@ pub struct Flags {
     pub python: Option<PathBuf>,
     /// Modules that the interpreter imports once.
     pub preload: Vec<String>,
+    /// The fence around nodes; a resume must not do without it.
+    pub sandbox: Option<Sandbox>,
+}
+
+/// The fence around the nodes of a run on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// What happens where the kernel cannot do all of it.
+    pub mode: Mode,
+    /// Whether nodes have a network.
+    pub network: bool,
+    /// What nodes may read and execute beside the system's and the template's folder.
+    pub readable: Vec<PathBuf>,
 }
 
 impl Flags {
@@ -78,6 +92,7 @@ impl Flags {
             } else {
                 self.preload
             },
+            sandbox: self.sandbox.or(earlier.sandbox),
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
+use crate::engine::event::Outcome;
 use crate::engine::graph::NodeIx;
 use crate::engine::name::Attempt;
 use crate::executor::pod::build::build;
@@ -59,6 +60,19 @@ pub(super) enum Answer {
     Looked(Work, Option<Box<Pod>>),
     /// The finalizer of the pod with this UID is off, or the pod is gone.
     Stripped(String),
+    /// What the runner says of an attempt.
+    Process(Work, Moved),
+}
+
+/// How far an attempt of the runner has come.
+#[derive(Debug)]
+pub(super) enum Moved {
+    /// It has not begun. In words, what it waits for.
+    Waits(String),
+    /// It has begun.
+    Began,
+    /// It is over; with what was enforced on it, in words.
+    Ended(Box<Outcome>, Option<String>),
 }
 
 /// Asks a create that has not succeeded yet to stop trying.
@@ -105,6 +119,11 @@ impl Hand {
             answers,
             creates,
         }
+    }
+
+    /// Where answers go.
+    pub(super) fn answers(&self) -> UnboundedSender<Answer> {
+        self.answers.clone()
     }
 
     fn answer(&self, answer: Answer) {

@@ -17,6 +17,7 @@
 mod edges;
 mod fake;
 mod faults;
+mod process;
 mod record;
 mod restart;
 
@@ -31,7 +32,7 @@ use tokio::time::sleep;
 
 use super::health::Health;
 use super::metrics::Metrics;
-use super::options::{Options, Scope};
+use super::options::{Options, Processes, Scope};
 use crate::engine::event::Ending;
 use fake::Fake;
 
@@ -46,6 +47,8 @@ fn options() -> Options {
         service_accounts: Vec::new(),
         default_ttl: None,
         max_writes: NonZeroUsize::new(64).unwrap(),
+        processes: Processes::default(),
+        runner: None,
     }
 }
 

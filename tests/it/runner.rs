@@ -185,3 +185,18 @@ fn nothing_outlives_the_connection_nor_the_runner() {
         });
     }
 }
+
+#[test]
+fn who_uses_more_than_there_is_for_one_is_ended() {
+    let mut runner = Runner::new(&["--processes", "20"]);
+    runner.hear();
+    let script =
+        "for i in 1 2 3 4 5 6 7 8 9 10; do for j in 1 2 3 4 5; do sleep 10 & done; done; wait";
+    runner.start("r", "a", &["sh", "-c", script]);
+    runner.hear();
+    let Reply::Ended { outcome, .. } = runner.hear() else {
+        panic!("no end")
+    };
+    let why = "it used more than 20 processes, and was ended".to_owned();
+    assert_eq!(outcome.ending, Ending::NoResult(why));
+}

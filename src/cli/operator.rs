@@ -87,6 +87,9 @@ pub struct OperatorArgs {
     /// What a runner that is started as a child does where the kernel cannot do all of the sandbox
     #[arg(long, value_enum, value_name = "MODE", default_value = "required")]
     process_sandbox: SandboxMode,
+    /// After how many seconds without news of a running pod the API is asked for it
+    #[arg(long, value_name = "SECONDS", default_value = "900", value_parser = clap::value_parser!(u64).range(1..))]
+    resync: u64,
     /// How log lines are written
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: Format,
@@ -154,6 +157,7 @@ impl OperatorArgs {
                 namespaces: self.process_namespaces.clone(),
                 services: self.process_services.clone(),
             },
+            resync: Duration::from_secs(self.resync),
         }
     }
 
@@ -317,6 +321,7 @@ mod tests {
                 "--process-namespace=p",
                 "--process-service=a.*",
                 "--runner-socket=/s",
+                "--resync=30",
             ],
         );
         assert_eq!(
@@ -336,6 +341,7 @@ mod tests {
                     services: vec!["a.*".to_owned()],
                 },
                 runner: Some(RunnerPlace::Socket("/s".into())),
+                resync: Duration::from_secs(30),
             }
         );
         let had = options(None, &["--lease-name=l", "--identity=me"])

@@ -5,7 +5,6 @@
 
 use std::io::IsTerminal;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -166,17 +165,23 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
         None => Journal::create(&dir, &header)?,
     };
     // Before anything has a second thread.
-    spawn::start_guard(Some(journal.as_fd()))
+    spawn::start_guard(Some(journal.guard_lock()))
         .map_err(|error| format!("cannot start the guard process: {error}"))?;
     spawn::raise_open_files();
     spawn::keep_ended_children();
-    let flags = flags(args).or(header.flags);
-    let parallel = flags.parallel.unwrap_or(PARALLEL);
-    let (surroundings, python) = surroundings(&flags, header.folder, &dir)?;
+    let flags = flags(args)?.or(header.flags);
+    // Absolute, because the folder may be left below.
+    let own_folder = std::path::absolute(&dir)?;
+    if let Some(folder) = &header.work_folder {
+        std::env::set_current_dir(folder)
+            .map_err(|error| format!("cannot run in {}: {error}", folder.display()))?;
+    }
+    let (parallel, timeout) = (flags.parallel.unwrap_or(PARALLEL), flags.timeout);
+    let (surroundings, python) = surroundings(flags, header.folder, &own_folder)?;
     let options = Options {
         limits: Limits {
             parallelism: Some(parallel),
-            timeout: flags.timeout,
+            timeout,
             on_lost: match args.on_lost {
                 Lost::Fail => OnLost::Fail,
                 Lost::Retry => OnLost::Retry,
@@ -184,7 +189,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
         },
         surroundings,
         python,
-        dir: dir.clone(),
+        dir: own_folder,
     };
     let watch: Box<dyn Watch + Send> = match args.output {
         Output::None => Box::new(Silent),
@@ -217,7 +222,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
             let report = Report {
                 graph: &graph,
                 state: &end.state,
-                verdict,
+                return_code: Some(verdict.return_code),
                 zone: &zone,
             };
             context
@@ -237,7 +242,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
 
 /// What surrounds nodes, and their Python: in the sandbox less of the environment.
 fn surroundings(
-    flags: &Flags,
+    flags: Flags,
     folder: PathBuf,
     dir: &Path,
 ) -> Result<(Surroundings, Python), Failure> {
@@ -250,12 +255,7 @@ fn surroundings(
         Some(_) => Fence::environment(env),
         None => env.collect(),
     };
-    // A node in the sandbox starts elsewhere.
-    let python = match (&flags.python, &fence) {
-        (Some(python), Some(_)) => Some(std::path::absolute(python)?),
-        (python, _) => python.clone(),
-    };
-    let python = Python::new(python, flags.preload.clone(), dir.join("python.log"));
+    let python = Python::new(flags.python, flags.preload, dir.join("python.log"));
     let surroundings = Surroundings {
         env,
         folder,
@@ -265,31 +265,36 @@ fn surroundings(
     Ok((surroundings, python))
 }
 
-fn flags(args: &Args) -> Flags {
-    Flags {
+/// What the command line says. Paths are absolute, because a resume may come from elsewhere.
+fn flags(args: &Args) -> Result<Flags, Failure> {
+    let sandbox = match args.sandbox {
+        Some(mode) => Some(Sandbox {
+            mode: mode.into(),
+            network: args.sandbox_network,
+            readable: (args.sandbox_read.iter())
+                .map(std::path::absolute)
+                .collect::<Result<_, _>>()?,
+        }),
+        None => None,
+    };
+    Ok(Flags {
         parallel: args.parallel,
         timeout: args.timeout,
         grace: args.grace,
-        python: args.python.clone(),
+        python: args.python.as_ref().map(std::path::absolute).transpose()?,
         preload: args.preload.clone(),
-        sandbox: args.sandbox.map(|mode| Sandbox {
-            mode: mode.into(),
-            network: args.sandbox_network,
-            readable: args.sandbox_read.clone(),
-        }),
-    }
+        sandbox,
+    })
 }
 
 /// The fence around the run's nodes. Their folders are below the run's own, and are removed one by
 /// one.
 fn fence(sandbox: &Sandbox, dir: &Path) -> Result<Fence, Failure> {
-    let folder = std::path::absolute(dir)?.join("work");
+    let folder = dir.join("work");
     make_folder(&folder)?;
     let mut fence = Fence::new(sandbox.mode, folder);
     fence.network = sandbox.network;
-    for path in &sandbox.readable {
-        fence.readable.push(std::path::absolute(path)?);
-    }
+    fence.readable.clone_from(&sandbox.readable);
     Ok(fence)
 }
 
@@ -329,8 +334,9 @@ fn header(context: &Context, args: &Args) -> Result<Header, Failure> {
         path.display().to_string(),
         text,
         folder,
+        std::env::current_dir()?,
         params,
-        flags(args),
+        flags(args)?,
     ))
 }
 

@@ -4,6 +4,12 @@
 //! extension module and forks a child for each call. The interpreter never sees what a call is
 //! about; request and result go between here and the child, through pipes.
 //!
+//! The child is not ours to reap, so its number is kept from becoming another's by a word: the
+//! interpreter leaves an ended child unreaped until it hears that the call is over, and that is
+//! said when nothing will signal it any more. (Where the interpreter itself is gone, `init` reaps;
+//! the number would have to come round in the moment until we have heard of that and killed what
+//! is left of the group. A pidfd would not help: before Linux 6.9 it signals no group.)
+//!
 //! Must not import user code into the interpreter, but for modules that the user named
 //! (`preload`); must not trust what comes back.
 
@@ -36,14 +42,14 @@ use crate::executor::control::{Bell, Control};
 use crate::executor::fence::{Fence, Inside, Launcher};
 use crate::executor::lines::LineParser;
 use crate::executor::process::{
-    Source, Surroundings, cut, log_room, no_input, open_log, read_until_end, sweep,
+    Log, Source, Stderr, Surroundings, log_room, no_input, open_log, read_until_end, sweep,
 };
 use crate::executor::spawn::{self, Command, Texts};
 use crate::value::Value;
 use crate::value::json::{self, Dialect};
 
 const BOOTSTRAP: &str = include_str!("../python/bootstrap.py");
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 const INTERPRETER_GONE: &str = "the Python interpreter ended";
 /// How often a wait for the interpreter looks whether the call is to end.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -442,6 +448,7 @@ impl Interpreter {
             {
                 // Its caller has given up waiting.
                 let _ = kill_process_group(pid, Signal::KILL);
+                let _ = self.try_send(&over(call), &[]);
             }
         } else if let Some(pending) = calls.remove(&call) {
             let _ = pending.replies.send(message);
@@ -460,9 +467,20 @@ impl Interpreter {
         let (request_read, request_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
         let (result, result_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
         let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
+        // What fits into any pipe is there before the child is, which then need not wait for it.
+        let mut request_write = Some(File::from(request_write));
+        let mut feed = || {
+            if let Some(mut pipe) = request_write.take() {
+                // The child reads all of it first; if it cannot, it has ended, and that is told
+                // below.
+                let _ = pipe.write_all(request);
+            }
+        };
+        if request.len() <= rustix::pipe::PIPE_BUF {
+            feed();
+        }
         let ended = Arc::new(Bell::new().map_err(system)?);
-        let mut log = open_log(log)?;
-        let mut room = room;
+        let (log, stderr) = (Log::new(log, room), Stderr::new(log)?);
         let (replies, reply) = channel();
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         match lock(&self.calls).as_mut() {
@@ -479,14 +497,15 @@ impl Interpreter {
             request_read.as_fd(),
             result_write.as_fd(),
             stdout_write.as_fd(),
-            log.as_fd(),
+            stderr.given.as_fd(),
         ];
         let started = control.start(|| {
-            self.send(call, &fds, control)
+            self.send(&format!("{{\"call\":{call}}}"), &fds, control)
                 .map_err(|error| format!("cannot ask python for a process: {error}"))?;
             forked(&reply, control)
         });
         drop((request_read, result_write, stdout_write));
+        let stderr = stderr.kept();
         let group = match started {
             Ok(Ok(group)) => group,
             Ok(Err(error)) => {
@@ -505,25 +524,9 @@ impl Interpreter {
         };
         // An interpreter that is stopped tells of no end.
         control.ring_on_kill(&ended);
-        // The child reads all of it first; if it cannot, it has ended, and that is told below.
-        let _ = File::from(request_write).write_all(request);
-        let mut lines = LineParser::default();
-        let mut document = Vec::new();
-        read_until_end(
-            ended.as_fd(),
-            &mut [
-                Source::new(&stdout, &mut |bytes| {
-                    lines.push(bytes);
-                    let _ = log.write_all(cut(bytes, &mut room));
-                }),
-                Source::new(&result, &mut |bytes| {
-                    // The child keeps the limit, but what it runs could write here too.
-                    if document.len() <= RESULT_LIMIT {
-                        document.extend_from_slice(bytes);
-                    }
-                }),
-            ],
-        );
+        feed();
+        let streams = [&stdout, &result];
+        let (lines, document) = hear(ended.as_fd(), streams, stderr.as_ref(), &log);
         let (how, killed) = control.reap(|| reply.try_recv().ok());
         if how.is_none() {
             self.forget(call);
@@ -535,6 +538,8 @@ impl Interpreter {
             let _ = kill_process_group(group, Signal::KILL);
         }
         spawn::forget(group);
+        // Should the socket be full while the call is to end: one unreaped process more till then.
+        let _ = self.send(&over(call), &[], control);
         let mut captured = lines.finish();
         let ending = match (killed, how) {
             (Some(cause), _) => Ending::Killed(cause),
@@ -561,14 +566,27 @@ impl Interpreter {
         }
     }
 
-    /// Asks for a process. An interpreter that does not read (it may be stopped) is waited for
+    /// Says something to the interpreter. One that does not read (it may be stopped) is waited for
     /// as long as nobody wants the call to end.
-    fn send(&self, call: u64, fds: &[BorrowedFd<'_>; 4], control: &Control) -> io::Result<()> {
+    fn send(&self, packet: &str, fds: &[BorrowedFd<'_>], control: &Control) -> io::Result<()> {
+        loop {
+            match self.try_send(packet, fds) {
+                Err(rustix::io::Errno::AGAIN) if control.cause().is_none() => {
+                    let mut room = [PollFd::new(&self.socket, PollFlags::OUT)];
+                    let _ = poll(&mut room, Some(&LOOK_AGAIN_POLL));
+                }
+                sent => return Ok(sent?),
+            }
+        }
+    }
+
+    fn try_send(&self, packet: &str, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-        let packet = format!("{{\"call\":{call}}}");
         loop {
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            ancillary.push(SendAncillaryMessage::ScmRights(fds));
+            if !fds.is_empty() {
+                ancillary.push(SendAncillaryMessage::ScmRights(fds));
+            }
             let sent = sendmsg(
                 &self.socket,
                 &[IoSlice::new(packet.as_bytes())],
@@ -577,14 +595,46 @@ impl Interpreter {
             );
             match sent {
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) if control.cause().is_none() => {
-                    let mut room = [PollFd::new(&self.socket, PollFlags::OUT)];
-                    let _ = poll(&mut room, Some(&LOOK_AGAIN_POLL));
-                }
-                sent => return Ok(sent.map(|_| ())?),
+                sent => return sent.map(|_| ()),
             }
         }
     }
+}
+
+/// Takes what a call's process writes (stdout, result, and stderr where it comes to us) until the
+/// call has ended.
+fn hear(
+    ended: BorrowedFd<'_>,
+    [stdout, result]: [&OwnedFd; 2],
+    stderr: Option<&OwnedFd>,
+    log: &Log<'_>,
+) -> (LineParser, Vec<u8>) {
+    let mut lines = LineParser::default();
+    let mut document = Vec::new();
+    let mut said = |bytes: &[u8]| {
+        lines.push(bytes);
+        log.write(bytes);
+    };
+    let mut complained = |bytes: &[u8]| log.write(bytes);
+    let mut returned = |bytes: &[u8]| {
+        // The child keeps the limit, but what it runs could write here too.
+        if document.len() <= RESULT_LIMIT {
+            document.extend_from_slice(bytes);
+        }
+    };
+    let mut sources = vec![
+        Source::new(stdout, &mut said),
+        Source::new(result, &mut returned),
+    ];
+    sources.extend(stderr.map(|stderr| Source::new(stderr, &mut complained)));
+    read_until_end(ended, &mut sources);
+    drop(sources);
+    (lines, document)
+}
+
+/// Says that nothing signals a call's process any more.
+fn over(call: u64) -> String {
+    format!("{{\"over\":{call}}}")
 }
 
 /// Waits for what an interpreter says of its start; none: it ended without a word. A call that

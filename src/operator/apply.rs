@@ -12,21 +12,25 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
+use crate::api::workflow_run::WorkflowRun;
 use crate::engine::event::Outcome;
 use crate::engine::graph::NodeIx;
 use crate::engine::name::Attempt;
 use crate::executor::pod::build::build;
-use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER};
+use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID};
 
+use super::client::{is_conflict, is_gone};
 use super::context::Context;
 use super::resolve::Program;
 
+/// How many pods are listed at a time.
+const PODS: u32 = 500;
 /// Longest wait between two tries of one call.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
@@ -62,6 +66,8 @@ pub(super) enum Answer {
     Stripped(String),
     /// What the runner says of an attempt.
     Process(Work, Moved),
+    /// The run and all of its pods as they are; no run: it is gone.
+    Surveyed(Option<Box<WorkflowRun>>, Vec<Pod>),
 }
 
 /// How far an attempt of the runner has come.
@@ -257,6 +263,35 @@ impl Hand {
         });
     }
 
+    /// Asks for a run and its pods; answers with `Surveyed`, or not at all: it is asked again.
+    pub(super) fn survey(&self, run: String, run_uid: String) {
+        let hand = self.clone();
+        tokio::spawn(async move {
+            let client = hand.context.client.clone();
+            let runs: Api<WorkflowRun> = match &hand.pods.namespace() {
+                Some(namespace) => Api::namespaced(client, namespace),
+                None => return,
+            };
+            let Ok(found) = runs.get_opt(&run).await else {
+                return;
+            };
+            let found = found.filter(|it| it.metadata.uid.as_ref() == Some(&run_uid));
+            let mut params = of_run(&run_uid);
+            let mut pods = Vec::new();
+            loop {
+                let Ok(page) = hand.pods.list(&params).await else {
+                    return;
+                };
+                pods.extend(page.items);
+                match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                    Some(token) => params = of_run(&run_uid).continue_token(&token),
+                    None => break,
+                }
+            }
+            hand.answer(Answer::Surveyed(found.map(Box::new), pods));
+        });
+    }
+
     /// Takes our finalizer off the pod with this UID; answers with `Stripped`.
     pub(super) fn strip(&self, pod: &Pod) {
         let (hand, pod) = (self.clone(), pod.clone());
@@ -266,6 +301,12 @@ impl Hand {
             hand.answer(Answer::Stripped(uid));
         });
     }
+}
+
+/// A list of a run's pods, so many at a time.
+pub(super) fn of_run(run_uid: &str) -> ListParams {
+    let params = ListParams::default().labels(&format!("{LABEL_RUN_UID}={run_uid}"));
+    params.limit(PODS)
 }
 
 /// Deletes the pod with this UID, with its own grace, however long it takes.
@@ -284,14 +325,25 @@ pub(super) async fn delete(context: &Context, pods: &Api<Pod>, name: &str, uid: 
         };
         match answer {
             Ok(_) => return,
-            // Gone, or another pod by now.
-            Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => return,
+            Err(error) if is_gone(&error) => return,
             Err(error) => {
                 tracing::warn!(pod = name, %error, "cannot delete a pod yet");
+                // A conflict may be that of the precondition, or any other.
+                if is_conflict(&error)
+                    && let Ok(now) = pods.get_opt(name).await
+                    && now.is_none_or(|now| now.metadata.uid != params_uid(&params))
+                {
+                    return;
+                }
                 tokio::time::sleep(pause(tries)).await;
             }
         }
     }
+}
+
+/// The UID that a deletion is for.
+fn params_uid(params: &DeleteParams) -> Option<String> {
+    params.preconditions.as_ref()?.uid.clone()
 }
 
 /// Takes our finalizer off a pod, however long it takes; among the writes in flight of `context`,
@@ -322,7 +374,7 @@ pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<&Contex
         };
         match answer {
             Ok(_) => return,
-            Err(kube::Error::Api(status)) if status.code == 404 => return,
+            Err(error) if is_gone(&error) => return,
             Err(error) => {
                 if !matches!(&error, kube::Error::Api(status) if status.code == 409) {
                     tracing::warn!(pod = name, %error, "cannot take the finalizer off yet");

@@ -50,6 +50,9 @@ impl Clock {
     }
 }
 
+/// How often what is wrong with a run that cannot be read is tried to be said.
+const TRIES: u32 = 20;
+
 /// Who reports events.
 const REPORTER: &str = "apscli.dev/operator";
 
@@ -61,6 +64,7 @@ pub(super) struct Context {
     pub(super) writes: Arc<Semaphore>,
     pub(super) shelves: Shelves,
     pub(super) snapshots: super::snapshot::Snapshots,
+    pub(super) image_volumes: super::delivery::ImageVolumes,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
     /// Where processes are carried out.
@@ -230,8 +234,16 @@ impl Context {
                 Ok(None) => return,
                 Err(_) => {}
             }
-            if let Err(error) = runs.patch_status(&name, &params, &patch).await {
-                tracing::warn!(name, %error, "cannot say of a run that it cannot be read");
+            for tries in 0..TRIES {
+                match runs.patch_status(&name, &params, &patch).await {
+                    Ok(_) => return,
+                    // It is another by now, and will be looked at as such.
+                    Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => return,
+                    Err(error) => {
+                        tracing::warn!(name, %error, "cannot say of a run that it cannot be read");
+                        tokio::time::sleep(super::apply::pause(tries)).await;
+                    }
+                }
             }
         });
     }

@@ -12,12 +12,14 @@
 mod apply;
 pub mod client;
 mod context;
+mod delivery;
 mod floor;
 pub mod health;
 mod hub;
 pub mod lease;
 pub mod metrics;
 pub mod options;
+pub mod past;
 pub mod presence;
 mod publish;
 mod resolve;
@@ -146,6 +148,7 @@ async fn work_with(
         writes: Arc::new(Semaphore::new(options.max_writes.get())),
         shelves,
         snapshots: snapshot::Snapshots::default(),
+        image_volumes: delivery::ImageVolumes::default(),
         metrics,
         clock: Clock::default(),
         runner,
@@ -161,14 +164,16 @@ async fn work_with(
         let runs = apis(&client, &context.options.scope);
         let places = runs.len();
         for (place, api) in runs.into_iter().enumerate() {
-            let runs = watch(api, None).map(move |event| Incoming::Run(place, event));
+            let runs = watch(api, None, health, hub::RUNS);
+            let runs = runs.map(move |event| Incoming::Run(place, event));
             incoming.push(runs.boxed());
         }
         for (place, api) in apis::<Pod>(&client, &context.options.scope)
             .into_iter()
             .enumerate()
         {
-            let pods = watch(api, Some(&labels)).map(move |event| Incoming::Pod(place, event));
+            let pods = watch(api, Some(&labels), health, hub::PODS);
+            let pods = pods.map(move |event| Incoming::Pod(place, event));
             incoming.push(pods.boxed());
         }
         let (hub, finished) = Hub::new(Arc::clone(&context), health, places);

@@ -28,6 +28,8 @@ pub struct Options {
     pub default_ttl: Option<Duration>,
     /// How many creations and deletions of pods are in flight at once.
     pub max_writes: NonZeroUsize,
+    /// How long a run may hear nothing of a pod that runs before it asks: a watch can miss an end.
+    pub resync: Duration,
     /// Whose nodes may be processes beside the operator.
     pub processes: Processes,
     /// Where those are carried out; none: nowhere.

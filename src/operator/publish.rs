@@ -6,9 +6,9 @@
 //!
 //! Must not decide what stands in the status (that is `status`), nor what the run does next.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -29,6 +29,7 @@ use crate::engine::graph::{Graph, NodeIx};
 use crate::engine::state::{Phase, RunState};
 use crate::engine::step::Verdict;
 
+use super::client::{is_conflict, is_gone};
 use super::context::Context;
 use super::floor::Floor;
 use super::resolve::Unresolved;
@@ -37,6 +38,10 @@ use super::status::{self, PAGE, PodFacts};
 /// Shortest time from one write to the next, for runs without pages and for runs with.
 const PAUSE: Duration = Duration::from_millis(300);
 const PAUSE_PAGED: Duration = Duration::from_secs(1);
+/// How long what is seldom news waits for a write that is made anyhow.
+const LATER: Duration = Duration::from_secs(2);
+/// How often a page is written again that was changed by somebody else.
+const CONFLICTS: usize = 3;
 /// Longest pause after writes that failed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
@@ -257,12 +262,14 @@ pub(super) struct Publisher {
     context: Arc<Context>,
     run: Arc<WorkflowRun>,
     floor: Floor,
-    /// The pages that exist.
-    made: BTreeSet<u32>,
+    /// The pages that exist, with their versions.
+    made: Arc<Made>,
     /// Nodes whose entries have changed since the last write.
     nodes: BTreeSet<NodeIx>,
     dirty: bool,
     hurry: bool,
+    /// When there is something to write though nothing else comes.
+    later: Option<Instant>,
     /// The pages of the write in flight.
     writing: Option<BTreeSet<u32>>,
     /// Pages of a write that failed.
@@ -283,10 +290,11 @@ impl Publisher {
             context: Arc::clone(context),
             run: Arc::clone(run),
             floor: Floor::default(),
-            made: BTreeSet::new(),
+            made: Arc::default(),
             nodes: BTreeSet::new(),
             dirty: true,
             hurry: true,
+            later: None,
             writing: None,
             again: BTreeSet::new(),
             next: Instant::now(),
@@ -296,6 +304,11 @@ impl Publisher {
         };
         publisher.admit(run);
         publisher
+    }
+
+    /// A page exists already, and this is its version.
+    pub(super) fn page_is(&self, index: u32, version: Option<String>) {
+        self.made.set(index, version);
     }
 
     /// Takes in the run as a watch shows it. Returns whether that is news.
@@ -323,6 +336,13 @@ impl Publisher {
         self.dirty = true;
     }
 
+    /// A node has changed in what soon changes again. It is written with whatever comes next, or
+    /// should nothing come, a while later.
+    pub(super) fn touch_node_later(&mut self, ix: NodeIx) {
+        self.nodes.insert(ix);
+        self.later = self.later.or_else(|| Some(Instant::now() + LATER));
+    }
+
     /// The next write shall not wait.
     pub(super) fn hurry(&mut self) {
         self.hurry = true;
@@ -331,14 +351,20 @@ impl Publisher {
 
     /// Whether to write now.
     pub(super) fn is_ready(&self, over: bool) -> bool {
-        let idle = self.writing.is_none() && self.dirty;
+        let late = self.later.is_some_and(|later| later <= Instant::now());
+        let idle = self.writing.is_none() && (self.dirty || late);
         let failed = self.failures > 0;
         idle && ((!failed && (over || self.hurry)) || self.next <= Instant::now())
     }
 
     /// When to write next, if there is something to write and nothing in flight.
     pub(super) fn due(&self) -> Option<Instant> {
-        (self.writing.is_none() && self.dirty).then_some(self.next)
+        let due = if self.dirty {
+            Some(self.next)
+        } else {
+            self.later.map(|later| later.max(self.next))
+        };
+        due.filter(|_| self.writing.is_none())
     }
 
     /// The pages whose nodes have changed.
@@ -360,12 +386,13 @@ impl Publisher {
         self.again.clear();
         self.dirty = false;
         self.hurry = false;
+        self.later = None;
         self.paged = draft.status.pages.is_some();
         self.writing = Some(draft.pages.iter().map(|page| page.index).collect());
         let task = Write {
             context: Arc::clone(&self.context),
             run: Arc::clone(&self.run),
-            made: self.made.clone(),
+            made: Arc::clone(&self.made),
         };
         let answers = self.answers.clone();
         tokio::spawn(async move {
@@ -383,12 +410,10 @@ impl Publisher {
             Published::Done { run, .. } => {
                 self.failures = 0;
                 self.next = Instant::now() + pause;
-                self.made.extend(writing);
                 self.admit(run);
             }
             Published::Conflict { run } => {
                 // Pages are written before the status, so these stand.
-                self.made.extend(writing);
                 self.dirty = true;
                 self.hurry = true;
                 self.floor = Floor::default();
@@ -396,7 +421,6 @@ impl Publisher {
             }
             Published::Gone => {}
             Published::Failed { pages } => {
-                self.made.extend(pages);
                 self.again.extend(writing.difference(pages));
                 self.dirty = true;
                 let pause = pause.saturating_mul(1 << self.failures.min(10));
@@ -407,11 +431,32 @@ impl Publisher {
     }
 }
 
+/// The pages that exist, with their versions as our last write left them. A page is written on
+/// condition that it is as we know it: a write of a former leader that was long on its way must
+/// not turn it back.
+#[derive(Default)]
+struct Made(Mutex<BTreeMap<u32, String>>);
+
+impl Made {
+    fn get(&self, index: u32) -> Option<String> {
+        let made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        made.get(&index).cloned()
+    }
+
+    fn set(&self, index: u32, version: Option<String>) {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match version {
+            Some(version) => made.insert(index, version),
+            None => made.remove(&index),
+        };
+    }
+}
+
 /// One write.
 struct Write {
     context: Arc<Context>,
     run: Arc<WorkflowRun>,
-    made: BTreeSet<u32>,
+    made: Arc<Made>,
 }
 
 impl Write {
@@ -446,7 +491,7 @@ impl Write {
                 version: draft.version,
                 run: Arc::new(run),
             },
-            Err(kube::Error::Api(status)) if status.code == 404 => Published::Gone,
+            Err(error) if is_gone(&error) => Published::Gone,
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 match runs.get_opt(&name).await {
                     Ok(Some(run)) if run.metadata.uid == self.run.metadata.uid => {
@@ -500,18 +545,10 @@ impl Write {
         pages: &Api<WorkflowRunPage>,
         spec: WorkflowRunPageSpec,
     ) -> kube::Result<()> {
+        let index = spec.index;
         let uid = self.run.metadata.uid.clone().unwrap_or_default();
-        let name = page_name(&uid, spec.index);
+        let name = page_name(&uid, index);
         let params = PatchParams::default();
-        if self.made.contains(&spec.index) {
-            let patch = Patch::Merge(json!({"spec": {"nodes": spec.nodes}}));
-            match pages.patch_metadata(&name, &params, &patch).await {
-                Ok(_) => return Ok(()),
-                // Somebody deleted it. All of its nodes are in hand, so it is made again.
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => return Err(error),
-            }
-        }
         let owner = OwnerReference {
             api_version: WorkflowRun::api_version(&()).into_owned(),
             kind: WorkflowRun::kind(&()).into_owned(),
@@ -523,24 +560,48 @@ impl Write {
         let page = WorkflowRunPage {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
-                owner_references: Some(vec![owner.clone()]),
+                owner_references: Some(vec![owner]),
                 ..ObjectMeta::default()
             },
             spec,
         };
-        match pages.create(&PostParams::default(), &page).await {
-            Ok(_) => Ok(()),
-            // Made before a restart, or the answer was lost. Without its owner it would not be
-            // read back.
-            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
-                let metadata = json!({"ownerReferences": [owner]});
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let answer = if let Some(version) = self.made.get(index) {
+                let metadata = if tries > 1 {
+                    // Without its owner it would not be read back.
+                    let owners = &page.metadata.owner_references;
+                    json!({"resourceVersion": version, "ownerReferences": owners})
+                } else {
+                    json!({"resourceVersion": version})
+                };
                 let patch = json!({"metadata": metadata, "spec": {"nodes": page.spec.nodes}});
-                pages
-                    .patch_metadata(&name, &params, &Patch::Merge(patch))
-                    .await?;
-                Ok(())
+                let patch = Patch::Merge(patch);
+                let written = pages.patch_metadata(&name, &params, &patch).await;
+                written.map(|page| page.metadata)
+            } else {
+                let made = pages.create(&PostParams::default(), &page).await;
+                made.map(|made| made.metadata)
+            };
+            match answer {
+                Ok(metadata) => {
+                    self.made.set(index, metadata.resource_version);
+                    return Ok(());
+                }
+                // Somebody deleted it. All of its nodes are in hand, so it is made again.
+                Err(error) if is_gone(&error) && tries < CONFLICTS => {
+                    self.made.set(index, None);
+                }
+                // It was made before a restart, the answer was lost, or somebody changed it. What
+                // we know is the truth: whoever else has written it does not lead any more.
+                Err(error) if is_conflict(&error) && tries < CONFLICTS => {
+                    let now = pages.get_metadata_opt(&name).await?;
+                    let version = now.and_then(|now| now.metadata.resource_version);
+                    self.made.set(index, version);
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
         }
     }
 }

@@ -21,13 +21,12 @@ use crate::engine::name::Attempt;
 use crate::engine::spec::Node;
 use crate::engine::step::{self, Limits};
 use crate::executor::decision::{Work, millis, secret_token};
-use crate::executor::pod::build::{self, Delivery, RunPods, Scripts, SecretParam};
+use crate::executor::pod::build::{self, RunPods, Scripts, SecretParam};
 use crate::executor::runner::{Piece, Script};
 use crate::template::{Filling, Params, Template};
 use crate::value::Value;
 
 use super::context::Context;
-use super::options;
 use super::snapshot::{self, Pinned};
 
 /// How long a node that is ended has between TERM and KILL.
@@ -101,11 +100,7 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
         }
         None => pin(context, run).await?,
     };
-    let template = template(run, &pinned)?;
-    let params = params(run, &pinned)?;
-    let graph = template
-        .graph(Filling::With(&params))
-        .map_err(|problems| Unresolved::never("InvalidTemplate", problems.to_string()))?;
+    let (template, graph) = graph(run, &pinned)?;
     let resolved = Resolved {
         fqsn: pinned.fqsn.clone(),
         version: pinned.version.clone(),
@@ -129,7 +124,7 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
         network: pinned.network == Some(true),
         files: Arc::new(files),
         graph: Arc::new(graph),
-        pods: pods(context, run, &pinned),
+        pods: pods(context, run, &pinned).await,
         record_first: recorded.is_none() && !resolved.snapshot.is_empty(),
         resolved,
     })
@@ -255,6 +250,16 @@ fn found(context: &Context, run: &WorkflowRun, fqsn: &str) -> Result<Found, Unre
         .map_err(|error| Unresolved::wait("ServiceNotFound", error.to_string()))
 }
 
+/// The template, and the graph that it is with the run's parameters.
+pub(super) fn graph(run: &WorkflowRun, pinned: &Pinned) -> Result<(Template, Graph), Unresolved> {
+    let template = template(run, pinned)?;
+    let params = params(run, pinned)?;
+    let graph = template
+        .graph(Filling::With(&params))
+        .map_err(|problems| Unresolved::never("InvalidTemplate", problems.to_string()))?;
+    Ok((template, graph))
+}
+
 /// The template, from where it is fixed.
 fn template(run: &WorkflowRun, pinned: &Pinned) -> Result<Template, Unresolved> {
     match (&pinned.template, &run.spec.template) {
@@ -289,20 +294,12 @@ fn params(run: &WorkflowRun, pinned: &Pinned) -> Result<Params, Unresolved> {
         .map_err(|problems| Unresolved::never("InvalidParameters", problems.join("; ")))
 }
 
-fn pods(context: &Context, run: &WorkflowRun, pinned: &Pinned) -> RunPods {
+async fn pods(context: &Context, run: &WorkflowRun, pinned: &Pinned) -> RunPods {
     let options = &context.options;
     let chosen = run.spec.image.clone().or_else(|| pinned.image.clone());
     let image = chosen.unwrap_or_else(|| options.node_image.clone());
-    let is_default = image == options.node_image;
-    let tools = || options.tools_image.clone();
-    let delivery = match options.delivery {
-        None if is_default => Delivery::InImage,
-        Some(options::Delivery::InImage) => Delivery::InImage,
-        Some(options::Delivery::ImageVolume) => Delivery::ImageVolume { image: tools() },
-        None | Some(options::Delivery::InitCopy | options::Delivery::Auto) => {
-            Delivery::InitCopy { image: tools() }
-        }
-    };
+    let volumes = &context.image_volumes;
+    let delivery = volumes.delivery(&context.client, options, &image).await;
     let secrets = run.spec.params_from.iter().filter_map(|source| {
         let secret = source.secret.as_ref()?;
         Some(SecretParam {

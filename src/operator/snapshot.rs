@@ -36,6 +36,7 @@ use crate::executor::runner::Script;
 use crate::template::Params;
 use crate::value::Value;
 
+use super::client::{is_conflict, is_gone};
 use super::context::Context;
 use super::resolve::Unresolved;
 use parcel::{Content, Name, Parcel};
@@ -246,7 +247,10 @@ pub(super) async fn scripts(
 }
 
 /// What a run runs, from its copies as they were found.
-fn unpack(run: &WorkflowRun, found: Vec<(&str, Option<ConfigMap>)>) -> Result<Pinned, Unresolved> {
+pub(super) fn unpack(
+    run: &WorkflowRun,
+    found: Vec<(&str, Option<ConfigMap>)>,
+) -> Result<Pinned, Unresolved> {
     let namespace = run.namespace().unwrap_or_default();
     let lost = |reason: &str, why: String| {
         let message = format!(
@@ -415,19 +419,29 @@ fn join(parts: &[Vec<u8>]) -> Result<String, String> {
     // Compressed parts in a row are a compressed whole too.
     let joined = cluster::to_text(Cow::Borrowed(&whole));
     match joined {
-        Err(_) if parts.len() > 1 => {
-            let unfolded = parts.iter().enumerate().map(|(place, part)| {
-                cluster::unfold(Cow::Borrowed(part)).map_err(|why| format!("part {place}: {why}"))
-            });
-            match unfolded.collect::<Result<Vec<_>, _>>() {
-                Ok(parts) => cluster::to_text(Cow::Owned(parts.concat())),
-                // What is wrong with the whole says more where the whole was meant.
-                Err(_) if gzip::is_gzip(&whole) => joined,
-                Err(why) => Err(why),
-            }
-        }
+        Err(_) if parts.len() > 1 => match unfold_each(parts) {
+            Ok(text) => cluster::to_text(Cow::Owned(text)),
+            // What is wrong with the whole says more where the whole was meant.
+            Err(_) if gzip::is_gzip(&whole) => joined,
+            Err(why) => Err(why),
+        },
         joined => joined,
     }
+}
+
+/// Joins the parts of a text that are compressed each for itself. All together they may not unfold
+/// to more than one.
+fn unfold_each(parts: &[Vec<u8>]) -> Result<Vec<u8>, String> {
+    let mut all = Vec::new();
+    for (place, part) in parts.iter().enumerate() {
+        let part =
+            cluster::unfold(Cow::Borrowed(part)).map_err(|why| format!("part {place}: {why}"))?;
+        all.extend(part);
+        if all.len() > gzip::LARGEST {
+            return Err(gzip::GzipError::TooLarge.to_string());
+        }
+    }
+    Ok(all)
 }
 
 /// What an answer of the API server means for a run.
@@ -702,7 +716,7 @@ async fn keep_copy(
             .await;
         match answer {
             Ok(_) => return Ok(Room::Kept),
-            Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {}
+            Err(error) if is_gone(&error) || is_conflict(&error) => {}
             Err(error) => return Err(failed(&error)),
         }
     }

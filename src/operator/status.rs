@@ -90,7 +90,7 @@ pub fn node(graph: &Graph, state: &RunState, ix: NodeIx, facts: &PodFacts) -> No
                 entry.message = Some(short(&reason.message));
             }
             let message = entry.message.as_ref().map_or(0, |message| encoded(message));
-            let captured = fitting(&finished.captured, room(graph, ix, message));
+            let captured = fitting(finished.captured(), room(graph, ix, message));
             let wire = |value: Option<Value>| value.as_ref().map(from_value);
             entry.output = wire(captured.output);
             entry.err_msg = wire(captured.err_msg);

@@ -17,7 +17,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::{Api, ListParams};
+use kube::api::Api;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
@@ -30,11 +30,9 @@ use crate::engine::state::{NodeState, RunState};
 use crate::engine::step::{Decision, Limits, Verdict, step};
 use crate::executor::pod::build::{decision_hash, pod_name};
 use crate::executor::pod::observe::{Known, PATIENCE, Seen, observe};
-use crate::executor::pod::{
-    ANNOTATION_ATTEMPT, ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID, NODE,
-};
+use crate::executor::pod::{ANNOTATION_ATTEMPT, ANNOTATION_DECISION, FINALIZER, NODE};
 
-use super::apply::{Answer, CallOff, Hand, Moved, Order, Work};
+use super::apply::{Answer, CallOff, Hand, Moved, Order, Work, of_run};
 use super::context::Context;
 use super::floor::Floor;
 use super::hub::News;
@@ -43,8 +41,6 @@ use super::resolve::{self, Program, Unresolved};
 use super::runner;
 use super::status::{self, PodFacts};
 
-/// How many pods are listed at a time.
-const PODS: u32 = 500;
 /// How soon, and how often at the end, a run that cannot be resolved looks again, should nothing
 /// else happen. Soon at first: what is applied together arrives one after the other.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -166,6 +162,8 @@ struct Record {
     sandbox: Option<String>,
     /// News that came before the answer to our own create.
     early: Option<News>,
+    /// When its pod was last heard of.
+    heard: Instant,
 }
 
 /// How far a pod, or a process, has come.
@@ -209,6 +207,8 @@ struct Actor {
     /// When the last news came that made a node final, for the latency of hand-offs.
     heard: Option<Instant>,
     verdict: Option<Verdict>,
+    /// When the API is asked whether the watches have missed something.
+    survey: Instant,
     /// The run as it was when it was last told of.
     told: Arc<WorkflowRun>,
 }
@@ -243,6 +243,7 @@ impl Actor {
             recorded: 0,
             heard: None,
             verdict: None,
+            survey: Instant::now() + context.options.resync,
         };
         actor.limits = resolve::limits(&actor.run);
         actor
@@ -370,11 +371,16 @@ impl Actor {
                 .insist("read a page", || api.get_opt(&name))
                 .await;
             let owner = self.run.metadata.uid.as_ref();
-            read.extend(page.filter(|page| {
+            let page = page.filter(|page| {
                 page.owner_references()
                     .iter()
                     .any(|it| Some(&it.uid) == owner)
-            }));
+            });
+            if let Some(page) = page {
+                let version = page.metadata.resource_version.clone();
+                self.publisher.page_is(index, version);
+                read.push(page);
+            }
         }
         read
     }
@@ -384,9 +390,7 @@ impl Actor {
         let context = Arc::clone(&self.context);
         let namespace = self.run.namespace().unwrap_or_default();
         let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-        let all = ListParams::default()
-            .labels(&format!("{LABEL_RUN_UID}={}", self.program.pods.uid))
-            .limit(PODS);
+        let all = of_run(&self.program.pods.uid);
         let mut found = Vec::new();
         let mut params = all.clone();
         loop {
@@ -470,8 +474,18 @@ impl Actor {
         owned && decided.is_ok_and(|decided| said == Some(&decided))
     }
 
-    /// The node and attempt that a pod says it is of, if its name agrees.
+    /// The node and attempt that a pod is of: as it says, if its name agrees, or as its UID is on
+    /// record, whatever somebody has made it say since.
     fn whose(&self, pod: &Pod) -> Option<(NodeIx, Attempt)> {
+        self.says_whose(pod).or_else(|| {
+            let uid = pod.metadata.uid.as_ref()?;
+            let mut records = self.records.iter();
+            let found = records.find(|(_, record)| record.uid.as_ref() == Some(uid));
+            found.map(|(ix, record)| (*ix, record.attempt))
+        })
+    }
+
+    fn says_whose(&self, pod: &Pod) -> Option<(NodeIx, Attempt)> {
         let annotations = pod.annotations();
         let ix = self.program.graph.find(annotations.get(NODE)?)?;
         let number: u32 = annotations.get(ANNOTATION_ATTEMPT)?.parse().ok()?;
@@ -491,6 +505,7 @@ impl Actor {
             waits: None,
             sandbox: None,
             early: None,
+            heard: Instant::now(),
         }
     }
 
@@ -524,7 +539,7 @@ impl Actor {
                 Some(answer) = answers.recv() => {
                     let mut answer = Some(answer);
                     while let Some(it) = answer {
-                        self.observe_answer(it);
+                        self.observe_answer(it)?;
                         answer = answers.try_recv().ok();
                     }
                 }
@@ -556,7 +571,8 @@ impl Actor {
             // Never busy, whatever the times say.
             Instant::now() + left.max(Duration::from_millis(10))
         });
-        [first, self.publisher.due()].into_iter().flatten().min()
+        let all = [first, self.publisher.due(), Some(self.survey)];
+        all.into_iter().flatten().min()
     }
 
     // observe: no client
@@ -647,6 +663,7 @@ impl Actor {
         {
             return;
         }
+        record.heard = Instant::now();
         let now = self.context.clock.now();
         if let NodeState::Running(running) = self.state.node(ix)
             && running.attempt == attempt
@@ -666,8 +683,8 @@ impl Actor {
                     self.end(ix, attempt, outcome, at);
                 }
                 Seen::Running { .. } => {
-                    if before.is_some() {
-                        self.publisher.touch_node(ix);
+                    if let Some((reason, _)) = before {
+                        touch_wait(&mut self.publisher, ix, &[reason.as_str()]);
                     }
                 }
                 Seen::Waiting {
@@ -675,12 +692,15 @@ impl Actor {
                     message,
                     until,
                 } => {
-                    record.waits = Some((reason, message));
+                    let waits = Some((reason, message));
                     let until = until.map(|until| (ix, (until, Box::new(pod.clone()))));
                     self.waiting.extend(until);
-                    if record.waits != before {
-                        self.publisher.touch_node(ix);
+                    if waits != before {
+                        let both = waits.iter().chain(&before);
+                        let both: Vec<&str> = both.map(|(reason, _)| reason.as_str()).collect();
+                        touch_wait(&mut self.publisher, ix, &both);
                     }
+                    record.waits = waits;
                 }
             }
         }
@@ -782,12 +802,13 @@ impl Actor {
         }
     }
 
-    fn observe_answer(&mut self, answer: Answer) {
+    /// None: the run is gone.
+    fn observe_answer(&mut self, answer: Answer) -> Option<()> {
         let now = self.context.clock.now();
         match answer {
             Answer::Created(work, pod) => {
                 let Some(record) = self.current(&work) else {
-                    return;
+                    return Some(());
                 };
                 record.made = Made::There;
                 record.uid.clone_from(&pod.metadata.uid);
@@ -811,7 +832,7 @@ impl Actor {
             }
             Answer::NotYet(work, why) => {
                 let Some(record) = self.current(&work) else {
-                    return;
+                    return Some(());
                 };
                 let waits = Some(("NotCreated".to_owned(), why));
                 if record.waits != waits {
@@ -865,7 +886,20 @@ impl Actor {
                 self.held.remove(&uid);
             }
             Answer::Process(work, moved) => self.observe_process(&work, moved, now),
+            Answer::Surveyed(run, pods) => {
+                let all = pods.iter().filter_map(|pod| pod.metadata.uid.clone());
+                let listed = News::Listed(Arc::new(all.collect()));
+                self.observe(match run {
+                    Some(run) => News::Run(Arc::from(run)),
+                    None => News::Gone,
+                })?;
+                for pod in pods {
+                    self.observe_pod(&pod);
+                }
+                self.observe(listed)?;
+            }
         }
+        Some(())
     }
 
     fn observe_process(&mut self, work: &Work, moved: Moved, now: Timestamp) {
@@ -893,6 +927,25 @@ impl Actor {
                 self.heard = Some(Instant::now());
                 self.end(work.node, work.attempt, *outcome, now);
             }
+        }
+    }
+
+    /// Asks for the run and its pods where nothing was heard of one that runs, or of a run that is
+    /// held back, for long: a watch that misses an event is not told of it again.
+    fn look_around(&mut self) {
+        let now = Instant::now();
+        if self.survey > now {
+            return;
+        }
+        let resync = self.context.options.resync;
+        self.survey = now + resync;
+        let silent = self.state.running().any(|ix| {
+            let record = self.records.get(&ix).filter(|_| !self.is_process(ix));
+            record.is_some_and(|it| it.made == Made::There && it.heard + resync <= now)
+        });
+        if silent || self.state.is_suspended() {
+            let uid = self.program.pods.uid.clone();
+            self.hand.survey(self.run.name_any(), uid);
         }
     }
 
@@ -950,6 +1003,7 @@ impl Actor {
         for pod in due {
             self.observe_pod(&pod);
         }
+        self.look_around();
     }
 
     // fold: no client
@@ -1244,6 +1298,17 @@ impl Drop for Actor {
         if let (Some(runner), false) = (&self.context.runner, self.program.processes.is_empty()) {
             runner.over(&self.program.pods.uid);
         }
+    }
+}
+
+/// What a pod waits for has changed between these. Every pod goes through some of them in a moment,
+/// which is no news yet.
+fn touch_wait(publisher: &mut Publisher, ix: NodeIx, reasons: &[&str]) {
+    const SOON_OVER: [&str; 3] = ["Pending", "ContainerCreating", "PodInitializing"];
+    if reasons.iter().all(|reason| SOON_OVER.contains(reason)) {
+        publisher.touch_node_later(ix);
+    } else {
+        publisher.touch_node(ix);
     }
 }
 

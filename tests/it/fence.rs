@@ -41,6 +41,14 @@ fn demote(command: &mut Command) -> &mut Command {
     command
 }
 
+/// Gives a path to the user without rights.
+fn own(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    if geteuid().is_root() {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+}
+
 impl Yard {
     fn new() -> Self {
         let place = Place::new();
@@ -57,15 +65,8 @@ impl Yard {
         place.write("probe.py", PROBE);
         place.write("without.py", WITHOUT);
         let yard = Self { place, program };
-        yard.own(yard.place.dir.path());
+        own(yard.place.dir.path());
         yard
-    }
-
-    fn own(&self, path: &Path) {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-        if geteuid().is_root() {
-            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
-        }
     }
 
     fn command(&self, before: &[&str], args: &[&str]) -> Command {
@@ -230,10 +231,10 @@ fn every_way_out_is_closed() {
     let pid = victim.pid();
     // Beside the template's folder, which may be read.
     let elsewhere = Place::new();
-    yard.own(elsewhere.dir.path());
+    own(elsewhere.dir.path());
     let secret = elsewhere.write("outside/token", "secret");
-    yard.own(&secret);
-    yard.own(secret.parent().unwrap());
+    own(&secret);
+    own(secret.parent().unwrap());
     let secret = secret.display().to_string();
     let outside = secret.replace("token", "written");
     let moved = secret.replace("token", "moved");

@@ -81,7 +81,8 @@ capabilities:
   verbs: [patch]
 - apiGroups: [apscli.dev]
   resources: [workflowrunpages]
-  verbs: [create, get, list, watch, update, patch]
+  # They are read one by one, by the names they must have.
+  verbs: [create, get, patch]
 - apiGroups: [""]
   resources: [pods]
   # Patched is the finalizer only.
@@ -90,9 +91,6 @@ capabilities:
   resources: [configmaps]
   # What a run uses is kept in ConfigMaps, which further runs of the same are added to as owners.
   verbs: [create, patch]
-- apiGroups: [events.k8s.io]
-  resources: [events]
-  verbs: [create]
 {{ include "apscli.catalogueRules" . }}
 {{- end -}}
 
@@ -108,6 +106,10 @@ capabilities:
   resources: [configmaps]
   # Catalogues are told by a label, which a role cannot ask for.
   verbs: [get, list, watch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  # What is wrong with a ConfigMap of a catalogue is said by an Event on it.
+  verbs: [create]
 {{- end -}}
 
 {{/* What takes finalizers off at uninstall; a pod that was changed meanwhile is got again. */}}

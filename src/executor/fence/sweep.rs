@@ -80,7 +80,8 @@ pub(super) fn end_all() -> bool {
     let mut stopped = BTreeSet::new();
     while moved.elapsed() < GONE_WITHIN / 2 {
         let all = descendants(own, usize::MAX);
-        let fresh: Vec<Pid> = all.into_iter().filter(|it| stopped.insert(*it)).collect();
+        let is_new = |it: &Pid| stopped.insert(it.as_raw_nonzero());
+        let fresh: Vec<Pid> = all.into_iter().filter(is_new).collect();
         for pid in &fresh {
             let _ = kill_process(*pid, Signal::STOP);
         }

@@ -41,6 +41,8 @@ pub enum Act {
     Stall(Duration),
     /// It fails as far as anybody hears, and is done later all the same.
     Haunt(Duration),
+    /// A list is answered as it was before there was anything.
+    Early,
 }
 
 /// How a watch is told that its version is too old.
@@ -218,6 +220,54 @@ impl Fake {
         }
     }
 
+    /// All objects but events, each with its resource.
+    pub fn objects(&self) -> Value {
+        let state = self.state();
+        let kept = state.objects.iter().filter(|(key, _)| key.0 != "events");
+        let kept = kept.map(|((resource, namespace, _), object)| {
+            json!({"resource": resource, "namespace": namespace, "object": object})
+        });
+        kept.collect()
+    }
+
+    /// Puts objects in as they are.
+    pub fn load(&self, objects: &Value) {
+        let mut state = self.state();
+        for entry in objects.as_array().unwrap() {
+            let part = |name: &str| entry[name].as_str().unwrap().to_owned();
+            let object = entry["object"].clone();
+            let version: u64 = text(&object, "resourceVersion").parse().unwrap();
+            state.version = state.version.max(version);
+            let name = text(&object, "name").to_owned();
+            let key = (part("resource"), part("namespace"), name);
+            state.objects.insert(key, object);
+        }
+        // What is made from now on gets UIDs of its own.
+        state.uids = 1_000_000;
+    }
+
+    /// The attempts that there are pods of.
+    pub fn attempts(&self) -> Vec<String> {
+        let state = self.state();
+        let pods = state.objects.iter().filter(|(key, _)| key.0 == "pods");
+        pods.map(|(_, pod)| of(pod)).collect()
+    }
+
+    /// A kubelet that works by itself takes up the pods that are there already.
+    pub fn kubelet_begins(&self) {
+        for key in self.pods() {
+            let pod = self.state().objects.get(&key).cloned().unwrap_or_default();
+            if !text(&pod, "deletionTimestamp").is_empty() {
+                self.stop_later(&key);
+            } else if !matches!(
+                pod["status"]["phase"].as_str(),
+                Some("Succeeded" | "Failed")
+            ) {
+                self.begin_later(&key);
+            }
+        }
+    }
+
     pub fn get(&self, resource: &str, name: &str) -> Option<Value> {
         self.get_in("default", resource, name)
     }
@@ -353,6 +403,22 @@ impl Fake {
         self.ends(&key, code, &frame::encode(&outcome, 4096), "Completed");
     }
 
+    /// A pod's container has ended well, and its pod's phase does not say so yet.
+    pub fn container_ends(&self, attempt: &str) {
+        let key = self.pod_key(attempt);
+        let outcome = Outcome {
+            ending: Ending::Exited(0),
+            captured: Captured::default(),
+        };
+        self.container(
+            &key,
+            "Running",
+            0,
+            &frame::encode(&outcome, 4096),
+            "Completed",
+        );
+    }
+
     /// A pod's container ends with this termination message.
     pub fn pod_says(&self, attempt: &str, code: i32, message: &str, reason: &str) {
         let key = self.pod_key(attempt);
@@ -360,8 +426,12 @@ impl Fake {
     }
 
     fn ends(&self, key: &Key, code: i32, message: &str, reason: &str) {
-        let now = self.second();
         let phase = if code == 0 { "Succeeded" } else { "Failed" };
+        self.container(key, phase, code, message, reason);
+    }
+
+    fn container(&self, key: &Key, phase: &str, code: i32, message: &str, reason: &str) {
+        let now = self.second();
         let status = json!({"phase": phase, "containerStatuses": [
             {"name": "node", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
              "state": {"terminated": {"exitCode": code, "message": message, "reason": reason,
@@ -466,6 +536,12 @@ impl Fake {
         if let Some(Act::Refuse(code, reason, message)) = act {
             self.state().calls.push(format!("{line} -> {code}"));
             return Ok(failure(code, reason, message));
+        }
+        if let Some(Act::Early) = act {
+            self.state().calls.push(format!("{line}, early"));
+            let list = json!({"kind": "List", "apiVersion": "v1", "items": [],
+                "metadata": {"resourceVersion": "1000"}});
+            return Ok(respond(200, &list));
         }
         if let Some(Act::Haunt(time)) = act {
             self.state().calls.push(format!("{line} -> 504"));

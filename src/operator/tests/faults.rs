@@ -65,7 +65,7 @@ async fn a_pod_is_found_though_a_full_quota_hides_it() {
 }
 
 /// What somebody else puts where a run's pod is to be.
-fn squatter(fake: &Fake, owner: Option<&str>, decision: Option<&str>) -> Value {
+pub(super) fn squatter(fake: &Fake, owner: Option<&str>, decision: Option<&str>) -> Value {
     let name = entry(fake, "a")["pod"]["name"].clone();
     let owners = owner.map(|uid| {
         json!([{"apiVersion": "apscli.dev/v1alpha1", "kind": "WorkflowRun", "name": "r", "uid": uid, "controller": true}])
@@ -588,7 +588,7 @@ async fn news_older_than_what_is_known_are_dropped() {
     passes(1).await;
     let mut old = fake.pod("a/1").unwrap();
     fake.pod_runs("a/1");
-    passes(1).await;
+    passes(3).await;
     fake.calls();
     old["status"] = json!({"phase": "Failed", "reason": "Evicted"});
     old["metadata"]["resourceVersion"] = json!("1");
@@ -623,7 +623,7 @@ async fn missing_from_a_new_list(form: Gone) {
     passes(1).await;
     fake.pod_runs("a/1");
     fake.pod_runs("b/1");
-    passes(1).await;
+    passes(3).await;
     fake.calls();
     fake.hold_watch("pods");
     fake.pod_vanishes("a/1");
@@ -741,4 +741,205 @@ async fn an_image_that_never_comes_ends_the_node() {
     fake.calls();
     silence(&fake).await;
     assert!(fake.get("pods", &name).is_some());
+}
+
+/// A conflict that is none of the deletion's own condition: the pod is still there.
+#[tokio::test(start_paused = true)]
+async fn a_delete_that_meets_a_conflict_is_tried_again() {
+    let fake = started().await;
+    let conflict = Act::Refuse(409, "Conflict", "the object has been modified");
+    fake.rule("delete pod a/1", 1, conflict);
+    fake.put("workflowruns", one());
+    passes(1).await;
+    fake.pod_runs("a/1");
+    passes(1).await;
+    fake.calls();
+    fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
+    passes(1).await;
+    let calls = fake.calls();
+    let pods: Vec<&str> = (calls.iter().map(String::as_str))
+        .filter(|call| call.contains("pod"))
+        .collect();
+    assert_eq!(
+        pods,
+        ["delete pod a/1 -> 409", "get pod a/1", "delete pod a/1"]
+    );
+    fake.pod_stopped("a/1");
+    passes(1).await;
+    assert_eq!(phase(&fake), "Cancelled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_run_whose_deletion_meets_a_conflict_goes_all_the_same() {
+    let fake = started().await;
+    fake.kubelet(well);
+    let conflict = Act::Refuse(409, "Conflict", "the object has been modified");
+    fake.rule("delete workflowruns", 1, conflict);
+    let template = json!({"a": node(&[])});
+    fake.put(
+        "workflowruns",
+        run(&json!({"template": template, "ttlSecondsAfterFinished": 1})),
+    );
+    passes(60).await;
+    assert_eq!(fake.count("workflowruns"), 0);
+}
+
+/// As one of a leader that was, or one that was long on its way.
+#[tokio::test(start_paused = true)]
+async fn an_old_write_of_a_page_does_not_turn_it_back() {
+    let fake = started().await;
+    let nodes: serde_json::Map<String, Value> = (0..101)
+        .map(|it| (format!("n{it:03}"), node(&[])))
+        .collect();
+    fake.put("workflowruns", run_of(&Value::Object(nodes)));
+    passes(3).await;
+    fake.rule("write page 0", 1, Act::Haunt(Duration::from_secs(30)));
+    fake.pod_ends("n000/1", ok());
+    passes(2).await;
+    for index in 1..101 {
+        fake.pod_ends(&format!("n{index:03}/1"), ok());
+    }
+    passes(60).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    let uid = fake.run()["metadata"]["uid"].clone();
+    let page = crate::operator::publish::page_name(uid.as_str().unwrap(), 0);
+    let page = fake.get("workflowrunpages", &page).unwrap();
+    let mut nodes = page["spec"]["nodes"].as_array().unwrap().iter();
+    assert!(nodes.all(|node| node["phase"] == "Succeeded"), "{page:#}");
+    let calls = fake.calls();
+    assert!(
+        calls.iter().any(|call| call == "write page 0, late -> 409"),
+        "{calls:#?}"
+    );
+}
+
+/// A list that is older than what is known: nothing is begun anew, and nothing is given up.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_an_old_list_does_not_have_goes_on() {
+    for over in [false, true] {
+        let fake = started().await;
+        let spec = json!({"template": {"a": node(&[])}, "podRetention": "Never"});
+        fake.put("workflowruns", run(&spec));
+        passes(1).await;
+        fake.pod_runs("a/1");
+        if over {
+            fake.kubelet(well);
+            fake.pod_ends("a/1", ok());
+        }
+        passes(1).await;
+        // Something else has happened since, so that the watch's version can be too old.
+        let other = json!({"metadata": {"name": "other"}, "data": {}});
+        fake.put("configmaps", other);
+        rest().await;
+        fake.calls();
+        fake.rule("list workflowruns", 1, Act::Early);
+        fake.forget_watch("workflowruns", Gone::Event);
+        passes(30).await;
+        assert_eq!(
+            fake.calls(),
+            ["list workflowruns, early", "get workflowruns r"],
+            "{over}"
+        );
+        if !over {
+            fake.pod_ends("a/1", ok());
+        }
+        passes(5).await;
+        assert_eq!(phase(&fake), "Succeeded");
+        assert_eq!(fake.created()["a/1"], 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_no_watch_ever_tells_is_asked_for() {
+    let fake = started().await;
+    fake.put("workflowruns", one());
+    passes(1).await;
+    fake.pod_runs("a/1");
+    passes(1).await;
+    fake.calls();
+    fake.hold_watch("pods");
+    fake.pod_ends("a/1", ok());
+    passes(1800).await;
+    assert_eq!(
+        fake.calls(),
+        [
+            "get workflowruns r",
+            "list pods",
+            "status Succeeded 1/1",
+            "event Succeeded"
+        ]
+    );
+    silence(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wish_that_no_watch_ever_tells_is_asked_for() {
+    for suspended in [false, true] {
+        let fake = started().await;
+        let spec = json!({"template": {"a": node(&[])}, "suspend": suspended});
+        fake.put("workflowruns", run(&spec));
+        passes(1).await;
+        if !suspended {
+            fake.pod_runs("a/1");
+            passes(1).await;
+        }
+        fake.hold_watch("workflowruns");
+        fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
+        passes(1800).await;
+        if !suspended {
+            fake.pod_stopped("a/1");
+            passes(5).await;
+        }
+        assert_eq!(phase(&fake), "Cancelled", "{suspended}");
+    }
+}
+
+/// That an object cannot be read is said until it is heard.
+#[tokio::test(start_paused = true)]
+async fn that_a_run_cannot_be_read_is_said_until_it_is_on_record() {
+    let fake = started().await;
+    fake.rule("status", 2, Act::Refuse(500, "InternalError", "etcd"));
+    fake.put("workflowruns", run(&json!({"template": 7})));
+    passes(30).await;
+    assert_eq!(phase(&fake), "Error");
+}
+
+/// Labels and annotations are anybody's to change; the UID is not.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_somebody_renamed_in_its_annotations_still_tells_its_end() {
+    let fake = started().await;
+    fake.put("workflowruns", one());
+    passes(1).await;
+    fake.pod_runs("a/1");
+    passes(1).await;
+    let name = fake.pod_name("a/1");
+    let forged =
+        json!({"metadata": {"annotations": {"apscli.dev/node": "b", "apscli.dev/attempt": "7"}}});
+    fake.merge("pods", &name, &forged);
+    passes(1).await;
+    fake.pod_ends("b/7", ok());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    fake.calls();
+    silence(&fake).await;
+}
+
+/// As after its labels were taken off: to a watch of labels it is gone.
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_labels_somebody_took_off_still_tells_its_end() {
+    let fake = started().await;
+    fake.put("workflowruns", one());
+    passes(1).await;
+    fake.pod_runs("a/1");
+    passes(1).await;
+    fake.hold_watch("pods");
+    let name = fake.pod_name("a/1");
+    let bare = json!({"metadata": {"labels": {"apscli.dev/run-uid": null, "app.kubernetes.io/managed-by": null}}});
+    fake.merge("pods", &name, &bare);
+    fake.say("pods", "DELETED", &fake.pod("a/1").unwrap());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Running");
+    fake.pod_ends("a/1", ok());
+    passes(1800).await;
+    assert_eq!(phase(&fake), "Succeeded");
 }

@@ -17,7 +17,10 @@
 mod edges;
 mod fake;
 mod faults;
+mod golden;
+mod holes;
 mod process;
+mod raw;
 mod record;
 mod restart;
 
@@ -49,6 +52,7 @@ fn options() -> Options {
         max_writes: NonZeroUsize::new(64).unwrap(),
         processes: Processes::default(),
         runner: None,
+        resync: Duration::from_secs(900),
     }
 }
 

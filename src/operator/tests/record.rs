@@ -320,7 +320,7 @@ fn no_object_is_larger_than_256_kib() {
                         unreachable!()
                     };
                     let ending = Ending::Exited(0);
-                    let captured = finished.captured.clone();
+                    let captured = finished.captured().clone();
                     let kept = status::kept(&graph, ix, Outcome { ending, captured }).captured;
                     serde_json::to_string(&kept).unwrap().len()
                 })

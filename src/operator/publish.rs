@@ -569,12 +569,11 @@ impl Write {
         loop {
             tries += 1;
             let answer = if let Some(version) = self.made.get(index) {
-                let metadata = if tries > 1 {
-                    // Without its owner it would not be read back.
-                    let owners = &page.metadata.owner_references;
-                    json!({"resourceVersion": version, "ownerReferences": owners})
-                } else {
-                    json!({"resourceVersion": version})
+                // Without its owner it would not be read back.
+                let owners = page.metadata.owner_references.as_ref();
+                let metadata = match owners.filter(|_| tries > 1) {
+                    Some(owners) => json!({"resourceVersion": version, "ownerReferences": owners}),
+                    None => json!({"resourceVersion": version}),
                 };
                 let patch = json!({"metadata": metadata, "spec": {"nodes": page.spec.nodes}});
                 let patch = Patch::Merge(patch);

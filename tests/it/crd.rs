@@ -346,6 +346,7 @@ fn every_field_that_an_author_may_set_is_classified() {
         ("defaultVersion", Work),
         ("versions[].version", Work),
         ("versions[].release", Work),
+        ("versions[].description", Work),
         ("versions[].template", Data),
         ("versions[].templateText", Data),
         ("versions[].params[].name", Work),

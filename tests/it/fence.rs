@@ -266,6 +266,7 @@ fn every_way_out_is_closed() {
         (&["ptrace", &pid], eperm, false),
         (&["kill", &pid], eperm, true),
         (&["kill_parent"], eperm, true),
+        (&["kill_above"], eperm, false),
         (&["pidfd", &pid], eperm, true),
         (&["tcp", tcp], eperm, true),
         (&["mptcp", tcp], eperm, false),
@@ -312,6 +313,10 @@ fn every_way_out_is_closed() {
         let mut wrong = Vec::new();
         for (words, expected, _) in probes {
             let said = said(&fenced, words[0]);
+            // A call's parent is its own interpreter, which nobody else uses: the same fence is
+            // around both.
+            let own = form == "api" && words[0] == "kill_parent";
+            let expected = if own { "open" } else { expected };
             if !expected.split('|').any(|it| it == said) {
                 wrong.push(format!("{}: {said}, expected {expected}", words[0]));
             }

@@ -109,6 +109,20 @@ def shm():
     call((31, 195), long(segment), long(0), long(0))
 
 
+def kill_above():
+    """Whoever began shortly before its parent: the launcher, apscli, other nodes."""
+    refused = None
+    for pid in range(os.getppid() - 1, max(1, os.getppid() - 200), -1):
+        try:
+            os.kill(pid, 0)
+            return
+        except ProcessLookupError:
+            pass
+        except PermissionError as error:
+            refused = error
+    raise refused or OSError(errno.ESRCH, "there is nobody")
+
+
 def write(path):
     with open(path, "a") as file:
         file.write("x")
@@ -147,7 +161,7 @@ PROBES = {
     "ptrace": ptrace,
     "kill": lambda pid: os.kill(int(pid), 0),
     "kill_parent": lambda: os.kill(os.getppid(), 0),
-    "kill_all": lambda: os.kill(-1, 0),
+    "kill_above": kill_above,
     "pidfd": pidfd,
     "tcp": tcp,
     "mptcp": lambda address: tcp(address, 262),

@@ -361,6 +361,14 @@ fn left(yard: &Yard) -> Vec<String> {
     found
 }
 
+/// Nothing at once but apscli's own guard, which sees that the run is over, and goes.
+fn nothing_is_left(yard: &Yard) {
+    let mut still = left(yard);
+    still.retain(|it| !it.contains("/apscli run "));
+    assert_eq!(still, Vec::<String>::new());
+    until("the guard's end", || left(yard).is_empty());
+}
+
 fn reason(output: &Value, name: &str) -> String {
     output[name]["reason"]
         .as_str()
@@ -374,7 +382,6 @@ fn waste_is_bounded() {
     let yard = Yard::new();
     for form in ["cmd", "api"] {
         let names: &[&[&str]] = &[
-            &["swarm"],
             &["fill"],
             &["fill_unnamed"],
             &["fill_one"],
@@ -386,13 +393,19 @@ fn waste_is_bounded() {
             &["daemon_and_stay"],
         ];
         let mut all = nodes(&yard, form, names);
-        for name in ["swarm", "spin", "stop", "daemon_and_stay"] {
+        for name in ["spin", "stop", "daemon_and_stay"] {
             all.get_mut(name).unwrap()["timeout"] = json!("2s");
         }
         let output = yard.run(&[], &all, &["--sandbox", "--parallel", "4"]);
-        assert_eq!(left(&yard), Vec::<String>::new(), "{form}");
+        nothing_is_left(&yard);
+        // Alone: the kernel counts the processes of a user, and so those of its neighbours.
+        let mut all = nodes(&yard, form, &[&["swarm"]]);
+        all.get_mut("swarm").unwrap()["timeout"] = json!("2s");
+        let swarm = yard.run(&[], &all, &["--sandbox"]);
+        nothing_is_left(&yard);
+        let why = "Timeout: ran longer than its timeout";
+        assert_eq!(reason(&swarm, "swarm"), why, "{form}: {}", swarm["swarm"]);
         for (name, why) in [
-            ("swarm", "Timeout: ran longer than its timeout"),
             (
                 "fill",
                 "NoResult: it used more than 64 MiB in files, and was ended",

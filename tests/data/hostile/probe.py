@@ -202,6 +202,17 @@ PROBES = {
 }
 
 
+def fork(until):
+    """Tries for as long as there may be no more processes, but not for ever."""
+    while True:
+        try:
+            return os.fork()
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os._exit(0)
+            time.sleep(0.001)
+
+
 def swarm():
     """Forty processes, each of which hands on to another in a session of its own and ends: who lists
     them and then ends them is always late. Without a fence it ends by itself after ten seconds."""
@@ -209,11 +220,11 @@ def swarm():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     until = time.monotonic() + 10
     for _ in range(40):
-        if os.fork() == 0:
+        if fork(until) == 0:
             while time.monotonic() < until:
                 os.setsid()
                 time.sleep(0.001)
-                if os.fork() > 0:
+                if fork(until) > 0:
                     os._exit(0)
             os._exit(0)
     time.sleep(10)

@@ -13,6 +13,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::{Value, json};
@@ -26,6 +27,14 @@ const EXTENSION: &str = "libapscli_python.so";
 
 const PROBE: &str = include_str!("../data/hostile/probe.py");
 const WITHOUT: &str = include_str!("../data/hostile/without.py");
+
+/// The kernel counts the processes of a user: who uses them up is alone.
+static PROCESSES: RwLock<()> = RwLock::new(());
+
+/// Keeps that off while a test has processes in a fence.
+pub fn in_peace() -> RwLockReadGuard<'static, ()> {
+    PROCESSES.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A folder that an unprivileged user works in, with the program.
 struct Yard {
@@ -226,6 +235,7 @@ impl Drop for Victim {
 #[test]
 #[allow(clippy::too_many_lines, reason = "most of it is a table")]
 fn every_way_out_is_closed() {
+    let _peace = in_peace();
     let yard = Yard::new();
     let victim = Victim::new();
     let pid = victim.pid();
@@ -379,6 +389,7 @@ fn reason(output: &Value, name: &str) -> String {
 /// What uses up a machine is ended, or is refused more, and nothing of it is left.
 #[test]
 fn waste_is_bounded() {
+    let _alone = PROCESSES.write().unwrap_or_else(PoisonError::into_inner);
     let yard = Yard::new();
     for form in ["cmd", "api"] {
         let names: &[&[&str]] = &[
@@ -456,6 +467,7 @@ fn waste_is_bounded() {
 /// Whoever started it can die of anything: nothing is left.
 #[test]
 fn nothing_outlives_a_killed_run() {
+    let _peace = in_peace();
     let yard = Yard::new();
     for form in ["cmd", "api"] {
         let _ = fs::remove_dir_all(yard.place.path("run"));
@@ -483,6 +495,7 @@ fn nothing_outlives_a_killed_run() {
 /// said to be good enough; then all else is still closed.
 #[test]
 fn an_old_kernel_is_refused() {
+    let _peace = in_peace();
     let yard = Yard::new();
     let before = ["python3", "without.py"];
     let all = nodes(
@@ -512,6 +525,7 @@ fn an_old_kernel_is_refused() {
 /// The environment of whoever starts a run is not the nodes'; a network is for those who ask.
 #[test]
 fn what_is_handed_on_is_named() {
+    let _peace = in_peace();
     let yard = Yard::new();
     let folder = yard.place.dir.path().display();
     let shell = |text: &str| json!({"action": {"type": "cmd", "cmd": ["sh", "-c", text]}});
@@ -575,6 +589,7 @@ fn what_is_handed_on_is_named() {
 /// A run that is taken up again stays in its sandbox.
 #[test]
 fn a_resumed_run_keeps_its_sandbox() {
+    let _peace = in_peace();
     let yard = Yard::new();
     let mut all = nodes(&yard, "cmd", &[&["daemon_and_stay"], &["unshare_user"]]);
     all.get_mut("unshare_user").unwrap()["prev_nodes"] = json!(["daemon_and_stay"]);
@@ -602,6 +617,7 @@ fn a_resumed_run_keeps_its_sandbox() {
 #[test]
 fn runner_and_operator_hide() {
     use std::os::unix::fs::MetadataExt;
+    let _peace = in_peace();
     let yard = Yard::new();
     let (_ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let mut runner = yard.command(&[], &["runner", "--folder", "r"]);

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
+use std::sync::RwLockReadGuard;
 use std::time::Duration;
 
 use apscli::engine::event::{CancelCause, Ending, KillCause};
@@ -12,16 +13,19 @@ use apscli::executor::decision::Work;
 use apscli::executor::runner::{Piece, Reply, Request, Script, frame, length};
 use rustix::process::Signal;
 
+use crate::fence::in_peace;
 use crate::program::{Place, lives, signal, until};
 
 struct Runner {
     place: Place,
     process: Child,
     stream: UnixStream,
+    _peace: RwLockReadGuard<'static, ()>,
 }
 
 impl Runner {
     fn new(more: &[&str]) -> Self {
+        let _peace = in_peace();
         let place = Place::new();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut args = vec!["runner", "--folder", "runner"];
@@ -37,6 +41,7 @@ impl Runner {
             place,
             process,
             stream: ours,
+            _peace,
         }
     }
 

@@ -79,6 +79,8 @@ pub struct Found {
     pub image: Option<String>,
     /// What carries out its nodes.
     pub executor: Option<ExecutorKind>,
+    /// Whether its processes have a network.
+    pub network: Option<bool>,
     /// Further properties of its pods.
     pub pod: Option<PodOverrides>,
 }
@@ -259,6 +261,7 @@ impl Asked<'_> {
             files: Vec::new(),
             image: spec.image.clone(),
             executor: spec.executor,
+            network: spec.network,
             pod: spec.pod.clone(),
             source,
         })
@@ -341,6 +344,7 @@ impl Asked<'_> {
             files: beside(maps, &key).map_err(unreadable)?,
             image: None,
             executor: None,
+            network: None,
             pod: None,
         })
     }

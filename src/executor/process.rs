@@ -8,7 +8,7 @@
 //!
 //! Must not decide what an exit code means.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -28,6 +28,7 @@ use rustix::process::{
 use crate::engine::event::{Ending, Outcome};
 use crate::engine::spec::{Cmd, EnvText, NotSet};
 use crate::executor::control::Control;
+use crate::executor::fence::{Fence, Inside};
 use crate::executor::lines::LineParser;
 use crate::executor::spawn::{self, Child, Command, Texts};
 use crate::value::Value;
@@ -41,6 +42,8 @@ pub struct Surroundings {
     pub folder: PathBuf,
     /// How long a process has between TERM and KILL.
     pub grace: Duration,
+    /// The fence around processes; none: there is none.
+    pub fence: Option<Fence>,
 }
 
 impl Surroundings {
@@ -109,14 +112,26 @@ pub fn run(
     log: &Path,
     control: &Control,
 ) -> Outcome {
-    let prepared = match Prepared::new(cmd, param, surroundings) {
-        Ok(prepared) => prepared,
-        Err(message) => return Outcome::silent(Ending::NotStarted(message)),
+    try_run(cmd, param, surroundings, log, control)
+        .unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)))
+}
+
+fn try_run(
+    cmd: &Cmd,
+    param: &[(String, Value)],
+    surroundings: &Surroundings,
+    log: &Path,
+    control: &Control,
+) -> Result<Outcome, String> {
+    let Some(fence) = &surroundings.fence else {
+        let prepared = Prepared::new(cmd, param, surroundings)?;
+        return prepared.run(surroundings.grace, log, control, None);
     };
-    match prepared.run(surroundings.grace, log, control) {
-        Ok(outcome) => outcome,
-        Err(message) => Outcome::silent(Ending::NotStarted(message)),
-    }
+    let (inside, surroundings) = fence.enter(surroundings)?;
+    let prepared = Prepared::new(cmd, param, &surroundings)?;
+    let program = prepared.program.clone();
+    let outcome = prepared.run(surroundings.grace, log, control, Some(&inside))?;
+    Ok(inside.leave(outcome, Some(&program)))
 }
 
 struct Prepared {
@@ -158,23 +173,38 @@ impl Prepared {
         Ok(Self { program, args, env })
     }
 
-    fn run(self, grace: Duration, log: &Path, control: &Control) -> Result<Outcome, String> {
+    fn run(
+        self,
+        grace: Duration,
+        log: &Path,
+        control: &Control,
+        inside: Option<&Inside>,
+    ) -> Result<Outcome, String> {
         let (stdout, child_stdout) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| format!("cannot make a pipe: {error}"))?;
-        let (log, stderr) = (Log::new(log), Stderr::new(log)?);
+        let (log, stderr) = (Log::new(log, log_room(inside)), Stderr::new(log)?);
         let program = CString::new(self.program.as_os_str().as_bytes())
             .map_err(|_| "the program's path holds a zero byte".to_owned())?;
-        let command = Command {
+        let launcher = match inside {
+            Some(inside) => Some(inside.launcher(&program, None, &[])?),
+            None => None,
+        };
+        let mut command = Command {
             program,
             args: self.args,
             env: self.env,
             stdin: no_input()?,
             stdout: child_stdout.as_fd(),
             stderr: stderr.given.as_fd(),
-            inherit: None,
+            inherit: [None, None],
+            leashed: false,
         };
+        if let (Some(inside), Some(launcher)) = (inside, &launcher) {
+            command = launcher.wrap(command);
+            control.leash(inside.leash()?);
+        }
         let started = control.start(|| spawn::spawn(&command).map(|child| (child.pid, child)));
-        drop(child_stdout);
+        drop((child_stdout, launcher));
         let stderr = stderr.kept();
         let child = match started {
             Ok(Ok(child)) => child,
@@ -203,6 +233,11 @@ impl Prepared {
     }
 }
 
+/// How many bytes a log takes.
+pub(super) fn log_room(inside: Option<&Inside>) -> u64 {
+    inside.map_or(u64::MAX, Inside::log_limit)
+}
+
 /// The log that is this program's own standard output, as in a pod.
 pub const OWN_STDOUT: &str = "/dev/stdout";
 
@@ -221,18 +256,29 @@ pub(super) fn no_input() -> Result<BorrowedFd<'static>, String> {
 pub(super) struct Log<'a> {
     path: &'a Path,
     file: OnceCell<Option<File>>,
+    /// How many bytes more it takes.
+    room: Cell<u64>,
 }
 
 impl<'a> Log<'a> {
-    pub(super) fn new(path: &'a Path) -> Self {
+    pub(super) fn new(path: &'a Path, room: u64) -> Self {
         Self {
             path,
             file: OnceCell::new(),
+            room: Cell::new(room),
         }
     }
 
-    /// Appends. A full disk must not end the node: what is captured still counts.
+    /// Appends as much as there is room for. A full disk must not end the node: what is captured
+    /// still counts.
     pub(super) fn write(&self, bytes: &[u8]) {
+        let room = self.room.get();
+        let most = usize::try_from(room).unwrap_or(usize::MAX);
+        let bytes = bytes.get(..most).unwrap_or(bytes);
+        self.room.set(room.saturating_sub(bytes.len() as u64));
+        if bytes.is_empty() {
+            return;
+        }
         if let Some(mut file) = self.file.get_or_init(|| open_log(self.path).ok()).as_ref() {
             let _ = file.write_all(bytes);
         }
@@ -304,7 +350,7 @@ fn find(word: &OsStr, folder: &Path, path: Option<&OsString>) -> Result<PathBuf,
 }
 
 /// Why exec failed, in words that name the thing to mend.
-fn not_executed(program: &Path, error: &std::io::Error) -> String {
+pub(super) fn not_executed(program: &Path, error: &std::io::Error) -> String {
     let shown = program.display();
     match (error.kind(), program.metadata()) {
         (std::io::ErrorKind::NotFound, Ok(_)) => {

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -38,9 +39,10 @@ use serde::{Deserialize, Serialize};
 use crate::engine::event::{Captured, Ending, Outcome};
 use crate::engine::spec::Api;
 use crate::executor::control::{Bell, Control};
+use crate::executor::fence::{Fence, Inside, Launcher};
 use crate::executor::lines::LineParser;
 use crate::executor::process::{
-    Log, Source, Stderr, Surroundings, no_input, open_log, read_until_end, sweep,
+    Log, Source, Stderr, Surroundings, log_room, no_input, open_log, read_until_end, sweep,
 };
 use crate::executor::spawn::{self, Command, Texts};
 use crate::value::Value;
@@ -69,6 +71,10 @@ struct Inner {
     preload: Vec<String>,
     log: PathBuf,
     interpreter: Mutex<Option<Arc<Interpreter>>>,
+    /// The place of the only call that this one serves; none: it serves all calls of a run.
+    inside: Option<Inside>,
+    /// The thread that started the interpreter inside.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Python {
@@ -76,11 +82,22 @@ impl Python {
     /// the PATH. `log` takes what the interpreter itself has to say.
     #[must_use]
     pub fn new(chosen: Option<PathBuf>, preload: Vec<String>, log: PathBuf) -> Self {
+        Self::within(chosen, preload, log, None)
+    }
+
+    fn within(
+        chosen: Option<PathBuf>,
+        preload: Vec<String>,
+        log: PathBuf,
+        inside: Option<Inside>,
+    ) -> Self {
         Self(Arc::new(Inner {
             chosen,
             preload,
             log,
             interpreter: Mutex::new(None),
+            inside,
+            thread: Mutex::new(None),
         }))
     }
 
@@ -94,8 +111,43 @@ impl Python {
         log: &Path,
         control: &Control,
     ) -> Outcome {
-        self.try_run(api, param, surroundings, log, control)
-            .unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)))
+        let outcome = match &surroundings.fence {
+            None => self.try_run(api, param, surroundings, log, control),
+            Some(fence) => self.fenced(fence, api, param, surroundings, log, control),
+        };
+        outcome.unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)))
+    }
+
+    /// In the fence each call has an interpreter of its own: what is forked from one could reach
+    /// all others that are.
+    fn fenced(
+        &self,
+        fence: &Fence,
+        api: &Api,
+        param: &[(String, Value)],
+        surroundings: &Surroundings,
+        log: &Path,
+        control: &Control,
+    ) -> Result<Outcome, String> {
+        let (inside, surroundings) = fence.enter(surroundings)?;
+        let (chosen, preload) = (self.0.chosen.clone(), self.0.preload.clone());
+        // The interpreter's words are the call's: there is no other.
+        let own = Self::within(chosen, preload, log.to_path_buf(), Some(inside));
+        let outcome = own
+            .try_run(api, param, &surroundings, log, control)
+            .unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)));
+        drop(lock(&own.0.interpreter).take());
+        if let Some(inside) = &own.0.inside {
+            inside.let_go();
+        }
+        if let Some(thread) = lock(&own.0.thread).take() {
+            let _ = thread.join();
+        }
+        let inside = Arc::into_inner(own.0).and_then(|own| own.inside);
+        Ok(match inside {
+            Some(inside) => inside.leave(outcome, None),
+            None => outcome,
+        })
     }
 
     fn try_run(
@@ -115,7 +167,8 @@ impl Python {
                 });
             }
         };
-        interpreter.call(&request, surroundings, log, control)
+        let room = log_room(self.0.inside.as_ref());
+        interpreter.call(&request, surroundings, log, room, control)
     }
 
     /// The interpreter, started by the first call, and again after it was lost.
@@ -132,13 +185,8 @@ impl Python {
             return Ok(Arc::clone(interpreter));
         }
         let program = self.program(surroundings)?;
-        let interpreter = Interpreter::start(
-            &program,
-            &self.0.preload,
-            &self.0.log,
-            surroundings,
-            control,
-        )?;
+        let (interpreter, thread) = Interpreter::start(&program, &self.0, surroundings, control)?;
+        *lock(&self.0.thread) = Some(thread);
         *slot = Some(Arc::clone(&interpreter));
         Ok(interpreter)
     }
@@ -279,11 +327,11 @@ impl Drop for Interpreter {
 impl Interpreter {
     fn start(
         program: &Path,
-        preload: &[String],
-        log: &Path,
+        of: &Inner,
         surroundings: &Surroundings,
         control: &Control,
-    ) -> Result<Arc<Self>, String> {
+    ) -> Result<(Arc<Self>, JoinHandle<()>), String> {
+        let (preload, log) = (&of.preload, of.log.as_path());
         let extension = extension(surroundings)?;
         let system =
             |error: rustix::io::Errno| format!("cannot start {}: {error}", program.display());
@@ -315,7 +363,7 @@ impl Interpreter {
         if !words.iter().all(|word| args.push(&[word])) {
             return Err("python's command line would hold a zero byte".to_owned());
         }
-        let start = Start {
+        let mut start = Start {
             program: CString::new(program.as_os_str().as_bytes())
                 .map_err(|_| "python's path holds a zero byte".to_owned())?,
             args,
@@ -323,14 +371,21 @@ impl Interpreter {
             no_input: no_input()?,
             socket: theirs,
             log: open_log(log)?,
+            launcher: None,
         };
+        if let Some(inside) = &of.inside {
+            let mut readable = around(program);
+            readable.push(extension);
+            let inherit = start.socket.as_raw_fd();
+            start.launcher = Some(inside.launcher(&start.program, Some(inherit), &readable)?);
+        }
         let (ready, is_ready) = channel();
         let started = Arc::new(OnceLock::new());
         let starts = Arc::clone(&started);
         // The thread that starts the interpreter reads from it until its end, so it outlives it
         // (see the room's head). It must not keep the interpreter's handle alive.
         let weak = Arc::downgrade(&interpreter);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("python".to_owned())
             .spawn(move || {
                 let child = match start.spawn() {
@@ -358,7 +413,7 @@ impl Interpreter {
             })
             .map_err(|error| format!("cannot start a thread: {error}"))?;
         match until_ready(&is_ready, &started, control)? {
-            Some(Ok(())) => Ok(interpreter),
+            Some(Ok(())) => Ok((interpreter, thread)),
             Some(Err(error)) => Err(format!("cannot start {}: {error}", program.display())),
             None => Err(std::fs::read_to_string(log)
                 .ok()
@@ -405,6 +460,7 @@ impl Interpreter {
         request: &[u8],
         surroundings: &Surroundings,
         log: &Path,
+        room: u64,
         control: &Control,
     ) -> Result<Outcome, String> {
         let system = |error: rustix::io::Errno| format!("cannot make a pipe: {error}");
@@ -424,7 +480,7 @@ impl Interpreter {
             feed();
         }
         let ended = Arc::new(Bell::new().map_err(system)?);
-        let (log, stderr) = (Log::new(log), Stderr::new(log)?);
+        let (log, stderr) = (Log::new(log, room), Stderr::new(log)?);
         let (replies, reply) = channel();
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         match lock(&self.calls).as_mut() {
@@ -612,20 +668,38 @@ struct Start {
     no_input: BorrowedFd<'static>,
     socket: OwnedFd,
     log: File,
+    launcher: Option<Launcher>,
 }
 
 impl Start {
     fn spawn(self) -> io::Result<spawn::Child> {
-        spawn::spawn(&Command {
+        let command = Command {
             program: self.program,
             args: self.args,
             env: self.env,
             stdin: self.no_input,
             stdout: self.log.as_fd(),
             stderr: self.log.as_fd(),
-            inherit: Some(self.socket.as_fd()),
+            inherit: [Some(self.socket.as_fd()), None],
+            leashed: false,
+        };
+        spawn::spawn(&match &self.launcher {
+            Some(launcher) => launcher.wrap(command),
+            None => command,
         })
     }
+}
+
+/// The folders that an interpreter reads its own modules from: those around it, and around what it
+/// is a link to, as in a virtual environment.
+fn around(program: &Path) -> Vec<PathBuf> {
+    let folder = |path: &Path| {
+        let folder = path.parent()?.parent()?;
+        (folder != Path::new("/")).then(|| folder.to_path_buf())
+    };
+    let target = program.canonicalize().ok();
+    let all = [folder(program), target.as_deref().and_then(folder)];
+    all.into_iter().flatten().collect()
 }
 
 /// The process of a call. A call that is to end is given up when no answer comes.

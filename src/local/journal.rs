@@ -30,6 +30,7 @@ use crate::engine::event::{CancelCause, Event, KillCause, Outcome, Reason};
 use crate::engine::graph::{Graph, NodeIx};
 use crate::engine::name::{Attempt, NodeName};
 use crate::engine::state::RunState;
+use crate::executor::fence::Mode;
 use crate::template::Params;
 
 /// The journal's format; a reader refuses others.
@@ -70,6 +71,19 @@ pub struct Flags {
     pub python: Option<PathBuf>,
     /// Modules that the interpreter imports once.
     pub preload: Vec<String>,
+    /// The fence around nodes; a resume must not do without it.
+    pub sandbox: Option<Sandbox>,
+}
+
+/// The fence around the nodes of a run on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// What happens where the kernel cannot do all of it.
+    pub mode: Mode,
+    /// Whether nodes have a network.
+    pub network: bool,
+    /// What nodes may read and execute beside the system's and the template's folder.
+    pub readable: Vec<PathBuf>,
 }
 
 impl Flags {
@@ -86,6 +100,7 @@ impl Flags {
             } else {
                 self.preload
             },
+            sandbox: self.sandbox.or(earlier.sandbox),
         }
     }
 }
@@ -543,6 +558,11 @@ mod tests {
             grace: Some(Duration::from_secs(2)),
             python: Some("/bin/python3".into()),
             preload: vec!["m".to_owned()],
+            sandbox: Some(Sandbox {
+                mode: Mode::BestEffort,
+                network: true,
+                readable: vec!["/data".into()],
+            }),
         };
         let (folder, work) = ("/folder".into(), "/work".into());
         Header::new(
@@ -710,6 +730,7 @@ mod tests {
             grace: Some(Duration::ZERO),
             python: Some("p".into()),
             preload: vec!["x".to_owned(), "y".to_owned()],
+            sandbox: Some(Sandbox::default()),
         };
         assert_eq!(asked.clone().or(was), asked);
     }

@@ -19,6 +19,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use crate::api::workflow_run::WorkflowRun;
+use crate::engine::event::Outcome;
 use crate::engine::graph::NodeIx;
 use crate::engine::name::Attempt;
 use crate::executor::pod::build::build;
@@ -63,8 +64,21 @@ pub(super) enum Answer {
     Looked(Work, Option<Box<Pod>>),
     /// The finalizer of the pod with this UID is off, or the pod is gone.
     Stripped(String),
+    /// What the runner says of an attempt.
+    Process(Work, Moved),
     /// The run and all of its pods as they are; no run: it is gone.
     Surveyed(Option<Box<WorkflowRun>>, Vec<Pod>),
+}
+
+/// How far an attempt of the runner has come.
+#[derive(Debug)]
+pub(super) enum Moved {
+    /// It has not begun. In words, what it waits for.
+    Waits(String),
+    /// It has begun.
+    Began,
+    /// It is over; with what was enforced on it, in words.
+    Ended(Box<Outcome>, Option<String>),
 }
 
 /// Asks a create that has not succeeded yet to stop trying.
@@ -111,6 +125,11 @@ impl Hand {
             answers,
             creates,
         }
+    }
+
+    /// Where answers go.
+    pub(super) fn answers(&self) -> UnboundedSender<Answer> {
+        self.answers.clone()
     }
 
     fn answer(&self, answer: Answer) {

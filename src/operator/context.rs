@@ -67,6 +67,8 @@ pub(super) struct Context {
     pub(super) image_volumes: super::delivery::ImageVolumes,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
+    /// Where processes are carried out.
+    pub(super) runner: Option<super::runner::Runner>,
     /// This process's name in events.
     pub(super) instance: String,
 }

@@ -23,6 +23,7 @@ pub mod past;
 pub mod presence;
 mod publish;
 mod resolve;
+mod runner;
 mod service;
 mod snapshot;
 pub mod spans;
@@ -128,6 +129,19 @@ async fn work(
     health: &Health,
     instance: String,
 ) {
+    let runner = options.runner.clone().map(runner::Runner::new);
+    work_with(client, options, metrics, health, instance, runner).await;
+}
+
+/// The same, with this runner.
+async fn work_with(
+    client: Client,
+    options: Options,
+    metrics: Arc<Metrics>,
+    health: &Health,
+    instance: String,
+    runner: Option<runner::Runner>,
+) {
     let (shelves, services) = service::start(&client, &options, health);
     let context = Arc::new(Context {
         client: client.clone(),
@@ -137,6 +151,7 @@ async fn work(
         image_volumes: delivery::ImageVolumes::default(),
         metrics,
         clock: Clock::default(),
+        runner,
         instance,
         options,
     });

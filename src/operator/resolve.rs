@@ -6,6 +6,7 @@
 //!
 //! Must not start anything.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,15 @@ use kube::ResourceExt;
 use crate::api::workflow_run::{ExecutorKind, OnLost, PodOverrides, Resolved, WorkflowRun};
 use crate::api::{object_to_value, to_value};
 use crate::catalog::cluster::{Found, Written};
-use crate::engine::graph::Graph;
+use crate::engine::graph::{Graph, NodeIx};
+use crate::engine::name::Attempt;
+use crate::engine::spec::Node;
 use crate::engine::step::{self, Limits};
+use crate::executor::decision::{Work, millis, secret_token};
 use crate::executor::pod::build::{self, RunPods, Scripts, SecretParam};
+use crate::executor::runner::{Piece, Script};
 use crate::template::{Filling, Params, Template};
+use crate::value::Value;
 
 use super::context::Context;
 use super::snapshot::{self, Pinned};
@@ -31,8 +37,25 @@ pub(super) struct Program {
     pub(super) graph: Arc<Graph>,
     pub(super) pods: RunPods,
     pub(super) resolved: Resolved,
+    /// The nodes that are processes beside the operator.
+    pub(super) processes: BTreeSet<NodeIx>,
+    /// Whether those have a network.
+    pub(super) network: bool,
+    /// The scripts for those, by the copy that has them.
+    pub(super) files: Arc<Vec<Vec<Script>>>,
     /// Whether `resolved` must be on record before anything starts.
     pub(super) record_first: bool,
+}
+
+impl Program {
+    /// An attempt, as the runner knows it.
+    pub(super) fn piece(&self, ix: NodeIx, attempt: Attempt) -> Piece {
+        Piece {
+            run: self.pods.uid.clone(),
+            node: self.graph.name(ix).to_string(),
+            attempt: attempt.get(),
+        }
+    }
 }
 
 /// Why there is nothing to run.
@@ -77,10 +100,6 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
         }
         None => pin(context, run).await?,
     };
-    if run.spec.executor.or(pinned.executor) == Some(ExecutorKind::Process) {
-        let message = "executor: `process` is not offered by this operator; expected `pod`";
-        return Err(Unresolved::never("ProcessNotAllowed", message));
-    }
     let (template, graph) = graph(run, &pinned)?;
     let resolved = Resolved {
         fqsn: pinned.fqsn.clone(),
@@ -94,12 +113,87 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
         ),
         snapshot,
     };
+    let processes = processes(run, &pinned, &graph);
+    let mut files = Vec::new();
+    if !processes.is_empty() {
+        check_processes(context, run, &pinned, &graph, &processes)?;
+        files = snapshot::scripts(context, run, &pinned).await?;
+    }
     Ok(Program {
+        processes,
+        network: pinned.network == Some(true),
+        files: Arc::new(files),
         graph: Arc::new(graph),
         pods: pods(context, run, &pinned).await,
         record_first: recorded.is_none() && !resolved.snapshot.is_empty(),
         resolved,
     })
+}
+
+/// The nodes that are to be processes: by their own word, else by the run's, else by the
+/// service's.
+fn processes(run: &WorkflowRun, pinned: &Pinned, graph: &Graph) -> BTreeSet<NodeIx> {
+    let all = run.spec.executor.or(pinned.executor) == Some(ExecutorKind::Process);
+    let nodes = graph.iter().filter(|(_, node)| {
+        let own = node.action_shown.get("executor").map(Value::to_plain_text);
+        own.map_or(all, |own| own == "process")
+    });
+    nodes.map(|(ix, _)| ix).collect()
+}
+
+/// Whether the run's processes may be, and can be.
+fn check_processes(
+    context: &Context,
+    run: &WorkflowRun,
+    pinned: &Pinned,
+    graph: &Graph,
+    processes: &BTreeSet<NodeIx>,
+) -> Result<(), Unresolved> {
+    let namespace = run.namespace().unwrap_or_default();
+    let options = &context.options;
+    // Where a service was found is on record with the content that has its hash for a name.
+    let source = pinned.source.as_deref().unwrap_or_default();
+    let place = source.split(' ').nth(1).and_then(|it| it.split_once('/'));
+    let is_shared = place.is_some_and(|(of, _)| of == options.shared_namespace);
+    let shared = pinned.fqsn.as_deref().filter(|_| is_shared);
+    if context.runner.is_none() || !options.processes.allow(&namespace, shared) {
+        let message = format!(
+            "executor: `process` is not allowed here; expected `pod` (the cluster's administrator \
+             can allow it for namespace {namespace}: --process-namespace, or for a service of \
+             namespace {}: --process-service)",
+            options.shared_namespace
+        );
+        return Err(Unresolved::never("ProcessNotAllowed", message));
+    }
+    let uid = run.metadata.uid.clone().unwrap_or_default();
+    let secrets = run
+        .spec
+        .params_from
+        .iter()
+        .filter_map(|it| it.secret.as_ref());
+    for secret in secrets {
+        let token = secret_token(&uid, &secret.param);
+        let named = processes
+            .iter()
+            .find(|ix| decision(graph.node(**ix)).names(&token));
+        if let Some(ix) = named {
+            let message = format!(
+                "node {}: the parameter `{}` comes from a Secret, which only a pod can be given: \
+                 the operator has no right to read Secrets; expected executor `pod`",
+                graph.name(*ix),
+                secret.param
+            );
+            return Err(Unresolved::never("SecretOutOfReach", message));
+        }
+    }
+    Ok(())
+}
+
+/// What the runner is told of a node.
+pub(super) fn decision(node: &Node) -> Work {
+    let mut work = Work::new(node.action.clone(), node.param.clone(), GRACE);
+    work.timeout_ms = node.timeout.map(millis);
+    work
 }
 
 /// What the operator does not do for this run, whatever it runs.

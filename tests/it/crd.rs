@@ -359,6 +359,7 @@ fn every_field_that_an_author_may_set_is_classified() {
         ("scripts[].path", Work),
         ("scripts[].mode", Work),
         ("executor", Admin),
+        ("network", Admin),
         ("image", Harmless),
     ];
     let definitions = definitions();

@@ -49,6 +49,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end -}}
 
 {{/* How containers of this chart run: the restricted standard and more. */}}
+{{/* Whether there is a runner for processes: "true" or nothing. */}}
+{{- define "apscli.processes" -}}
+{{- if or .Values.processes.namespaces .Values.processes.services }}true{{ end -}}
+{{- end -}}
+
 {{- define "apscli.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65534

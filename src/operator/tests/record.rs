@@ -284,7 +284,8 @@ fn no_object_is_larger_than_256_kib() {
             };
             let facts = move |_| PodFacts {
                 pod: Some(pod.clone()),
-                waits: None,
+                sandbox: Some("s".repeat(200)),
+                ..PodFacts::default()
             };
             let verdict = Verdict {
                 phase: crate::engine::state::Phase::Failed,

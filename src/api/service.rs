@@ -106,6 +106,11 @@ pub struct ServiceSpec {
     #[schemars(with = "ExecutorKind")]
     pub executor: Option<ExecutorKind>,
 
+    /// Whether nodes that are processes may use the network, TCP and UDP. Without it: false. Pods
+    /// have the network that their cluster gives them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<bool>,
+
     /// Further properties of the pods. A run may set its own over them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodOverrides>,

@@ -667,6 +667,11 @@ pub struct NodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "ExecutorKind")]
     pub executor: Option<ExecutorKind>,
+    /// What was enforced on the process of this try: the sandbox in words. Absent of pods, and
+    /// until the process is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 150))]
+    pub sandbox: Option<String>,
     /// The pod of this try. Its log is all that the node wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodReference>,

@@ -13,7 +13,7 @@
 //! Must not ask the cluster: it is given the objects.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -79,6 +79,8 @@ pub struct Found {
     pub image: Option<String>,
     /// What carries out its nodes.
     pub executor: Option<ExecutorKind>,
+    /// Whether its processes have a network.
+    pub network: Option<bool>,
     /// Further properties of its pods.
     pub pod: Option<PodOverrides>,
 }
@@ -259,6 +261,7 @@ impl Asked<'_> {
             files: Vec::new(),
             image: spec.image.clone(),
             executor: spec.executor,
+            network: spec.network,
             pod: spec.pod.clone(),
             source,
         })
@@ -341,6 +344,7 @@ impl Asked<'_> {
             files: beside(maps, &key).map_err(unreadable)?,
             image: None,
             executor: None,
+            network: None,
             pod: None,
         })
     }
@@ -377,6 +381,17 @@ fn template_at<'m>(
     }
 }
 
+/// The keys that the entries of a folder's category files name as their templates.
+fn templates(maps: &[&ConfigMap]) -> BTreeSet<String> {
+    categories(maps)
+        .filter_map(|(_, _, entries)| entries.ok())
+        .flatten()
+        .filter_map(|(_, _, entry)| entry.ok())
+        .flat_map(|entry| entry.templates.into_values())
+        .filter_map(|path| template_key(&path).ok())
+        .collect()
+}
+
 /// The files of a template's folder and of the folders below it, but for templates and category
 /// files; or in words, which of them is there twice.
 fn beside(maps: &[&ConfigMap], template: &str) -> Result<Vec<Files>, String> {
@@ -384,13 +399,7 @@ fn beside(maps: &[&ConfigMap], template: &str) -> Result<Vec<Files>, String> {
         Some((folder, _)) => format!("{folder}{SLASH}"),
         None => String::new(),
     };
-    let templates: Vec<String> = categories(maps)
-        .filter_map(|(_, _, entries)| entries.ok())
-        .flatten()
-        .filter_map(|(_, _, entry)| entry.ok())
-        .flat_map(|entry| entry.templates.into_values())
-        .filter_map(|path| template_key(&path).ok())
-        .collect();
+    let templates = templates(maps);
     let mut folders: BTreeMap<String, Files> = BTreeMap::new();
     for map in maps {
         let texts = map.data.iter().flatten();
@@ -458,10 +467,11 @@ fn category_stem(key: &str) -> Option<&str> {
 
 type Parsed = (String, String, Result<category::Entry, String>);
 
-/// All category files of a folder, each with its entries: category, service and what it is.
+/// All category files of a folder, each with its key and its entries: category, service and what
+/// it is.
 fn categories<'m>(
     maps: &[&'m ConfigMap],
-) -> impl Iterator<Item = (&'m ConfigMap, String, Result<Vec<Parsed>, String>)> {
+) -> impl Iterator<Item = (&'m ConfigMap, &'m String, Result<Vec<Parsed>, String>)> {
     maps.iter().flat_map(|map| {
         let keys = map.data.iter().flat_map(BTreeMap::keys);
         let keys = keys.chain(map.binary_data.iter().flat_map(BTreeMap::keys));
@@ -478,7 +488,7 @@ fn categories<'m>(
                 });
                 entries.collect()
             });
-            Some((*map, source, entries))
+            Some((*map, key, entries))
         })
     })
 }
@@ -496,7 +506,14 @@ pub fn folder_of(map: &ConfigMap) -> Option<(String, String)> {
 pub fn problems<'m>(folder: &str, maps: &[&'m ConfigMap]) -> Vec<(&'m ConfigMap, String)> {
     let mut problems = Vec::new();
     let mut seen: BTreeMap<(String, String), String> = BTreeMap::new();
-    for (map, source, entries) in categories(maps) {
+    let templates = templates(maps);
+    for (map, key, entries) in categories(maps) {
+        let source = key_source(map, key);
+        // A template may look like a category file by its name; then it has no services.
+        let is_category = |entries: &Vec<Parsed>| entries.iter().any(|(.., it)| it.is_ok());
+        if templates.contains(key) && !entries.as_ref().is_ok_and(is_category) {
+            continue;
+        }
         let mut wrong = |why: String| problems.push((map, why));
         let entries = match entries {
             Ok(entries) => entries,
@@ -946,6 +963,26 @@ mod tests {
         let twice = map("team", "c", "oracle/peo", &[("vm__foo.py", "other")]);
         let error = failure(&[], &[maps[0].clone(), twice]);
         assert!(error.contains("more than one file vm__foo.py"), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_is_named_like_a_category_is_none() {
+        let files = [
+            ("cloud.json", category("vm", "vm.json")),
+            ("vm.json", TEMPLATE.to_owned()),
+            // Nobody's template, and no category either.
+            ("db.json", TEMPLATE.to_owned()),
+            // A category, though it is somebody's template.
+            ("odd.json", category("x", "odd.json")),
+        ];
+        let files: Vec<(&str, &str)> = files.iter().map(|(key, it)| (*key, it.as_str())).collect();
+        let maps = [map("team", "peo", "oracle/peo", &files)];
+        assert!(look(&[], &maps).is_ok());
+        let problems = problems("oracle/peo", &[&maps[0]]);
+        let told: Vec<&str> = problems.iter().map(|(_, it)| it.as_str()).collect();
+        assert_eq!(told.len(), 2, "{told:#?}");
+        assert!(told[0].contains("key db.json") && told[0].contains("workflow_template_path"));
+        assert!(told[1].contains("key odd.json"), "{told:#?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod package;
 pub mod printer;
 mod remote;
 mod run;
+mod runner;
 mod strip;
 mod watch;
 
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::catalog::files::Catalogue;
+use crate::executor::fence;
 
 use printer::Printer;
 
@@ -57,6 +59,8 @@ enum Command {
     Crd(definitions::CrdArgs),
     /// Run workflows in a Kubernetes cluster, for as long as it is not stopped
     Operator(Box<operator::OperatorArgs>),
+    /// Carry out nodes for an operator, beside it and in a sandbox
+    Runner(Box<runner::RunnerArgs>),
     /// Run a template or a service in a Kubernetes cluster
     Submit(Box<remote::SubmitArgs>),
     /// Show the runs of a cluster, or the nodes of one
@@ -102,6 +106,9 @@ type Failure = Box<dyn std::error::Error>;
 /// Runs the program.
 #[must_use]
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    if let Some(status) = fence::launch::taken(&args) {
+        return status;
+    }
     let printer = Printer;
     let cli = match Cli::try_parse_from(legacy::translate(args)) {
         Ok(cli) => cli,
@@ -127,6 +134,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Unregister(args) => catalogue::unregister(&context, &args),
         Command::Crd(args) => definitions::crd(&context, &args),
         Command::Operator(args) => operator::operator(&context, &args),
+        Command::Runner(args) => runner::runner(&context, &args),
         Command::Submit(args) => remote::submit(&context, &args),
         Command::Get(args) => remote::get(&context, &args),
         Command::Watch(args) => remote::watch(&context, &args),

@@ -5,11 +5,13 @@
 use std::env;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -17,11 +19,12 @@ use tracing_subscriber::filter::Targets;
 
 use crate::operator::health::Health;
 use crate::operator::metrics::Metrics;
-use crate::operator::options::{Delivery, Election, Options, Scope};
+use crate::operator::options::{Delivery, Election, Options, Processes, RunnerPlace, Scope};
 use crate::operator::{self, OperatorError};
 use crate::server::Server;
 
 use super::logging::{self, Format};
+use super::run::SandboxMode;
 use super::{Context, Failure};
 
 /// The default image for nodes of this version: it holds apscli-node, python3 and a shell.
@@ -72,6 +75,18 @@ pub struct OperatorArgs {
     /// How many creations and deletions of pods are in flight at once
     #[arg(long, value_name = "COUNT", default_value = "64")]
     max_writes: NonZeroUsize,
+    /// A namespace whose runs may have processes beside the operator, and not only pods; may be repeated
+    #[arg(long = "process-namespace", value_name = "NAMESPACE")]
+    process_namespaces: Vec<String>,
+    /// A service of the shared namespace that may, wherever it runs: an FQSN in which `*` stands for anything; may be repeated
+    #[arg(long = "process-service", value_name = "PATTERN")]
+    process_services: Vec<String>,
+    /// The socket of the runner that carries out those processes [default: one is started as a child]
+    #[arg(long, value_name = "PATH")]
+    runner_socket: Option<PathBuf>,
+    /// What a runner that is started as a child does where the kernel cannot do all of the sandbox
+    #[arg(long, value_enum, value_name = "MODE", default_value = "required")]
+    process_sandbox: SandboxMode,
     /// After how many seconds without news of a running pod the API is asked for it
     #[arg(long, value_name = "SECONDS", default_value = "900", value_parser = clap::value_parser!(u64).range(1..))]
     resync: u64,
@@ -137,8 +152,27 @@ impl OperatorArgs {
             service_accounts: self.service_accounts.clone(),
             default_ttl: self.default_ttl.map(Duration::from_secs),
             max_writes: self.max_writes,
+            runner: self.runner(),
+            processes: Processes {
+                namespaces: self.process_namespaces.clone(),
+                services: self.process_services.clone(),
+            },
             resync: Duration::from_secs(self.resync),
         }
+    }
+
+    /// None: nobody may use it.
+    fn runner(&self) -> Option<RunnerPlace> {
+        if self.process_namespaces.is_empty() && self.process_services.is_empty() {
+            return None;
+        }
+        Some(match &self.runner_socket {
+            Some(path) => RunnerPlace::Socket(path.clone()),
+            None => RunnerPlace::Child(vec![
+                "--sandbox".to_owned(),
+                self.process_sandbox.word().to_owned(),
+            ]),
+        })
     }
 }
 
@@ -153,6 +187,8 @@ pub fn operator(context: &Context, args: &OperatorArgs) -> Result<ExitCode, Fail
             Err(error) => return Err(format!("APSCLI_LOG: {error}").into()),
         },
     };
+    // Its token is not for other processes of the same user.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let home = env::var("POD_NAMESPACE")
         .ok()
         .filter(|name| !name.is_empty());
@@ -260,6 +296,10 @@ mod tests {
         assert_eq!(had.max_writes.get(), 64);
         assert_eq!((had.delivery, had.default_ttl), (None, None));
         assert_eq!(options(None, &[]).shared_namespace, "apscli");
+        assert_eq!(had.runner, None, "nobody may use one");
+        let child = options(None, &["--process-namespace=p"]).runner;
+        let words = ["--sandbox", "required"].map(str::to_owned).to_vec();
+        assert_eq!(child, Some(RunnerPlace::Child(words)));
     }
 
     #[test]
@@ -278,6 +318,9 @@ mod tests {
                 "--allow-service-account=robot",
                 "--default-ttl=60",
                 "--max-writes=8",
+                "--process-namespace=p",
+                "--process-service=a.*",
+                "--runner-socket=/s",
                 "--resync=30",
             ],
         );
@@ -293,6 +336,11 @@ mod tests {
                 service_accounts: vec!["robot".to_owned()],
                 default_ttl: Some(Duration::from_secs(60)),
                 max_writes: NonZeroUsize::new(8).unwrap(),
+                processes: Processes {
+                    namespaces: vec!["p".to_owned()],
+                    services: vec!["a.*".to_owned()],
+                },
+                runner: Some(RunnerPlace::Socket("/s".into())),
                 resync: Duration::from_secs(30),
             }
         );

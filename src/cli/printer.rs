@@ -21,10 +21,12 @@ impl Printer {
         let _ = stdout.flush();
     }
 
-    /// A line of words, to stderr.
+    /// A line of words, to stderr, by one write.
     #[allow(clippy::unused_self)]
     pub fn say(&self, text: &str) {
-        let _ = writeln!(io::stderr().lock(), "{text}");
+        let _ = io::stderr()
+            .lock()
+            .write_all(format!("{text}\n").as_bytes());
     }
 
     /// An error with all its causes, each once. One that lists problems, a line each, is as

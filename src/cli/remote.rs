@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use futures::StreamExt;
+use jiff::tz::TimeZone;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{Api, ListParams, LogParams, ObjectMeta, Patch, PatchParams, PostParams};
@@ -26,6 +27,8 @@ use crate::api::workflow_run::{
 use crate::api::{self, Object};
 use crate::catalog::gzip;
 use crate::engine::name::Fqsn;
+use crate::local::report::Report;
+use crate::operator::past;
 use crate::template::{Filling, Params, Template, duration};
 
 use super::inspect::read_text;
@@ -378,57 +381,34 @@ pub(super) fn get(context: &Context, args: &GetArgs) -> Result<ExitCode, Failure
         let run = cluster.run(name).await?;
         let nodes = cluster.nodes(&run).await?;
         match args.output {
-            Output::Json => {
-                context
-                    .printer
-                    .data(&serde_json::to_string_pretty(&result(&run, &nodes))?);
-            }
+            Output::Json => context.printer.data(&result(&cluster, &run, &nodes).await?),
             Output::Table => context.printer.data(&node_table(&nodes)),
         }
         Ok(ExitCode::SUCCESS)
     })
 }
 
-/// A run's result in the words of a local run's.
-fn result(run: &WorkflowRun, nodes: &[NodeStatus]) -> serde_json::Value {
-    let status = run.status.clone().unwrap_or_default();
-    let output: serde_json::Map<String, serde_json::Value> = nodes
-        .iter()
-        .map(|node| {
-            let mut result = serde_json::Map::new();
-            let code = node
-                .return_code
-                .map_or_else(|| json!("N/A"), |code| json!(code));
-            result.insert("return_code".to_owned(), code);
-            let mut put = |name: &str, value: Option<serde_json::Value>| {
-                if let Some(value) = value {
-                    result.insert(name.to_owned(), value);
-                }
-            };
-            put(
-                "exit_code",
-                node.exit_code.filter(|code| *code != 0).map(Into::into),
-            );
-            put("signal", node.signal.map(Into::into));
-            put("output", node.output.clone());
-            put("err_msg", node.err_msg.clone());
-            put("err_code", node.err_code.clone());
-            put("info", node.info.clone());
-            let mut entry = serde_json::Map::from_iter([
-                ("name".to_owned(), json!(node.name)),
-                ("should_I_start".to_owned(), json!(node.attempt.is_some())),
-                ("result".to_owned(), result.into()),
-            ]);
-            if let Some(status) = crate::local::report::status(node.phase.into()) {
-                entry.insert("status".to_owned(), json!(status));
-            }
-            if let (Some(word), Some(message)) = (&node.reason, &node.message) {
-                entry.insert("reason".to_owned(), json!(format!("{word}: {message}")));
-            }
-            (node.name.clone(), entry.into())
-        })
-        .collect();
-    json!({"output": output, "return_code": status.return_code})
+/// A run's result, printed as a local run's is.
+async fn result(
+    cluster: &Cluster,
+    run: &WorkflowRun,
+    nodes: &[NodeStatus],
+) -> Result<String, Failure> {
+    let phase = run.status.as_ref().and_then(|status| status.phase);
+    let return_code = match phase.unwrap_or_default() {
+        RunPhase::Succeeded => Some(1),
+        phase => phase.is_final().then_some(0),
+    };
+    let text = match past::read(&cluster.client, run, nodes).await? {
+        Some((graph, state)) => serde_json::to_string_pretty(&Report {
+            graph: &graph,
+            state: &state,
+            return_code,
+            zone: &TimeZone::system(),
+        }),
+        None => serde_json::to_string_pretty(&json!({"output": {}, "return_code": return_code})),
+    };
+    Ok(text?)
 }
 
 fn columns<const N: usize>(words: [&str; N]) -> Vec<String> {

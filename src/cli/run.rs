@@ -5,7 +5,6 @@
 
 use std::io::IsTerminal;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,10 +18,11 @@ use jiff::tz::TimeZone;
 use crate::engine::name::Fqsn;
 use crate::engine::state::RunState;
 use crate::engine::step::{Limits, OnLost};
+use crate::executor::fence::{Fence, Mode};
 use crate::executor::process::Surroundings;
 use crate::executor::python::Python;
 use crate::executor::spawn;
-use crate::local::journal::{Flags, Header, Journal};
+use crate::local::journal::{Flags, Header, Journal, Sandbox};
 use crate::local::report::Report;
 use crate::local::{Driver, Options, Watch, logs};
 use crate::template::{Filling, Params, Template, duration, read_params};
@@ -81,12 +81,48 @@ pub(super) struct Args {
     /// A module that the Python interpreter imports once, before all calls
     #[arg(long, value_name = "MODULE")]
     preload: Vec<String>,
+    /// Put each node into a sandbox: a folder of its own, no network, no other processes or files. `best-effort`: also where the kernel cannot do all of it
+    #[arg(long, value_name = "MODE", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "required")]
+    sandbox: Option<SandboxMode>,
+    /// Let nodes in the sandbox use the network: TCP and UDP
+    #[arg(long, requires = "sandbox")]
+    sandbox_network: bool,
+    /// A file or folder that nodes in the sandbox may read, beside the template's folder and the system's programs
+    #[arg(long, value_name = "PATH", requires = "sandbox")]
+    sandbox_read: Vec<PathBuf>,
     /// Go on with a killed run, by its folder
     #[arg(long, value_name = "DIR", conflicts_with_all = ["template", "fqsn", "params", "param", "log_dir"])]
     resume: Option<PathBuf>,
     /// What becomes of nodes that ran when a run was killed
     #[arg(long, value_enum, default_value_t)]
     on_lost: Lost,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum SandboxMode {
+    /// Nothing starts where the kernel cannot do all of it
+    Required,
+    /// What can be enforced is
+    BestEffort,
+}
+
+impl SandboxMode {
+    /// The word for it on a command line.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::BestEffort => "best-effort",
+        }
+    }
+}
+
+impl From<SandboxMode> for Mode {
+    fn from(mode: SandboxMode) -> Self {
+        match mode {
+            SandboxMode::Required => Self::Required,
+            SandboxMode::BestEffort => Self::BestEffort,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -129,28 +165,31 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
         None => Journal::create(&dir, &header)?,
     };
     // Before anything has a second thread.
-    spawn::start_guard(Some(journal.as_fd()))
+    spawn::start_guard(Some(journal.guard_lock()))
         .map_err(|error| format!("cannot start the guard process: {error}"))?;
     spawn::raise_open_files();
     spawn::keep_ended_children();
-    let flags = flags(args).or(header.flags);
-    let parallel = flags.parallel.unwrap_or(PARALLEL);
+    let flags = flags(args)?.or(header.flags);
+    // Absolute, because the folder may be left below.
+    let own_folder = std::path::absolute(&dir)?;
+    if let Some(folder) = &header.work_folder {
+        std::env::set_current_dir(folder)
+            .map_err(|error| format!("cannot run in {}: {error}", folder.display()))?;
+    }
+    let (parallel, timeout) = (flags.parallel.unwrap_or(PARALLEL), flags.timeout);
+    let (surroundings, python) = surroundings(flags, header.folder, &own_folder)?;
     let options = Options {
         limits: Limits {
             parallelism: Some(parallel),
-            timeout: flags.timeout,
+            timeout,
             on_lost: match args.on_lost {
                 Lost::Fail => OnLost::Fail,
                 Lost::Retry => OnLost::Retry,
             },
         },
-        surroundings: Surroundings {
-            env: std::env::vars_os().collect(),
-            folder: header.folder,
-            grace: flags.grace.unwrap_or(GRACE),
-        },
-        python: Python::new(flags.python, flags.preload, dir.join("python.log")),
-        dir: dir.clone(),
+        surroundings,
+        python,
+        dir: own_folder,
     };
     let watch: Box<dyn Watch + Send> = match args.output {
         Output::None => Box::new(Silent),
@@ -183,7 +222,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
             let report = Report {
                 graph: &graph,
                 state: &end.state,
-                verdict,
+                return_code: Some(verdict.return_code),
                 zone: &zone,
             };
             context
@@ -201,27 +240,77 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
     })
 }
 
-fn flags(args: &Args) -> Flags {
-    Flags {
+/// What surrounds nodes, and their Python: in the sandbox less of the environment.
+fn surroundings(
+    flags: Flags,
+    folder: PathBuf,
+    dir: &Path,
+) -> Result<(Surroundings, Python), Failure> {
+    let fence = match &flags.sandbox {
+        Some(sandbox) => Some(fence(sandbox, dir)?),
+        None => None,
+    };
+    let env = std::env::vars_os();
+    let env = match fence {
+        Some(_) => Fence::environment(env),
+        None => env.collect(),
+    };
+    let python = Python::new(flags.python, flags.preload, dir.join("python.log"));
+    let surroundings = Surroundings {
+        env,
+        folder,
+        grace: flags.grace.unwrap_or(GRACE),
+        fence,
+    };
+    Ok((surroundings, python))
+}
+
+/// What the command line says. Paths are absolute, because a resume may come from elsewhere.
+fn flags(args: &Args) -> Result<Flags, Failure> {
+    let sandbox = match args.sandbox {
+        Some(mode) => Some(Sandbox {
+            mode: mode.into(),
+            network: args.sandbox_network,
+            readable: (args.sandbox_read.iter())
+                .map(std::path::absolute)
+                .collect::<Result<_, _>>()?,
+        }),
+        None => None,
+    };
+    Ok(Flags {
         parallel: args.parallel,
         timeout: args.timeout,
         grace: args.grace,
-        python: args.python.clone(),
+        python: args.python.as_ref().map(std::path::absolute).transpose()?,
         preload: args.preload.clone(),
-    }
+        sandbox,
+    })
+}
+
+/// The fence around the run's nodes. Their folders are below the run's own, and are removed one by
+/// one.
+fn fence(sandbox: &Sandbox, dir: &Path) -> Result<Fence, Failure> {
+    let folder = dir.join("work");
+    make_folder(&folder)?;
+    let mut fence = Fence::new(sandbox.mode, folder);
+    fence.network = sandbox.network;
+    fence.readable.clone_from(&sandbox.readable);
+    Ok(fence)
 }
 
 /// Makes the run's folder, for its owner only: what nodes say may be secret. A folder that is
 /// there already stays as open as its owner made it.
 fn make_folders(dir: &Path) -> Result<(), Failure> {
-    for folder in [dir, &logs::folder(dir)] {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
-    }
-    Ok(())
+    make_folder(dir)?;
+    make_folder(&logs::folder(dir))
+}
+
+fn make_folder(folder: &Path) -> Result<(), Failure> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| format!("cannot make {}: {error}", folder.display()).into())
 }
 
 /// What is to run, read once.
@@ -245,8 +334,9 @@ fn header(context: &Context, args: &Args) -> Result<Header, Failure> {
         path.display().to_string(),
         text,
         folder,
+        std::env::current_dir()?,
         params,
-        flags(args),
+        flags(args)?,
     ))
 }
 

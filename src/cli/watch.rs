@@ -153,9 +153,9 @@ pub(super) fn table(graph: &Graph, state: &RunState, phase: Phase) -> String {
                 seconds = format!("{:.1}", finished.ended.duration_since(start).as_secs_f64());
             }
             let said = [
-                &finished.captured.err_msg,
-                &finished.captured.output,
-                &finished.captured.info,
+                &finished.captured().err_msg,
+                &finished.captured().output,
+                &finished.captured().info,
             ];
             let said = said
                 .into_iter()

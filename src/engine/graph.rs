@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::{Index, IndexMut};
+use std::time::Duration;
 
 use petgraph::Direction;
 use petgraph::algo::{kosaraju_scc, toposort};
@@ -84,36 +86,162 @@ impl Condition {
     }
 }
 
-/// Nodes by name: sorted, so that a large graph is one piece of memory and not many.
+/// A set of nodes of one graph, in template order. A bit a node, because most sets of a large run
+/// are looked at, and changed, after every event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeSet {
+    bits: Vec<u64>,
+    /// A bit for each of `bits` that is not zero, so that the first node of a few is near.
+    used: Vec<u64>,
+    len: usize,
+}
+
+const WORD: usize = u64::BITS as usize;
+
+impl NodeSet {
+    /// Whether the node was not in it.
+    pub fn insert(&mut self, node: NodeIx) -> bool {
+        let index = node.index();
+        let is_new = set(&mut self.bits, index, true);
+        if is_new {
+            set(&mut self.used, index / WORD, true);
+            self.len += 1;
+        }
+        is_new
+    }
+
+    /// Whether the node was in it.
+    pub fn remove(&mut self, node: NodeIx) -> bool {
+        let index = node.index();
+        let was_in = set(&mut self.bits, index, false);
+        if was_in {
+            if self.bits.get(index / WORD) == Some(&0) {
+                set(&mut self.used, index / WORD, false);
+            }
+            self.len -= 1;
+        }
+        was_in
+    }
+
+    /// Whether the node is in it.
+    #[must_use]
+    pub fn contains(&self, node: NodeIx) -> bool {
+        let word = self.bits.get(node.index() / WORD);
+        word.is_some_and(|word| word & (1 << (node.index() % WORD)) != 0)
+    }
+
+    /// How many nodes are in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no node is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The nodes in template order.
+    pub fn iter(&self) -> impl Iterator<Item = NodeIx> {
+        let words = (0..).zip(&self.used);
+        let words = words.flat_map(|(nth, word)| ones(nth, *word));
+        let nodes = words.flat_map(|nth| {
+            let word = self.bits.get(nth as usize);
+            ones(nth, word.copied().unwrap_or(0))
+        });
+        nodes.map(NodeIx)
+    }
+}
+
+/// Whether the bit changes.
+fn set(words: &mut [u64], index: usize, to: bool) -> bool {
+    let Some(word) = words.get_mut(index / WORD) else {
+        return false;
+    };
+    let bit = 1 << (index % WORD);
+    let changes = (*word & bit != 0) != to;
+    if changes {
+        *word ^= bit;
+    }
+    changes
+}
+
+/// The places of the ones in the nth word.
+fn ones(nth: u32, mut word: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let bit = (word != 0).then(|| word.trailing_zeros())?;
+        word &= word - 1;
+        Some(nth * u64::BITS + bit)
+    })
+}
+
+/// Nodes by name: a table of the names' hashes, each at the first free slot from the one that it
+/// names. So a large graph's is one small piece of memory, in which a search looks at one place;
+/// the names themselves stand in the nodes.
 #[derive(Clone, Debug)]
-struct Names(Vec<(NodeName, NodeIx)>);
+struct Names(Vec<Slot>);
+
+/// Part of a hash, and the node whose name has it.
+type Slot = (u32, NodeIx);
+
+/// No graph has as many nodes.
+const FREE: Slot = (0, NodeIx(u32::MAX));
 
 impl Names {
     /// The names, and the nodes whose name an earlier one has.
     fn new(nodes: &[Node]) -> (Self, Vec<&Node>) {
-        let named = (0..).map(NodeIx).zip(nodes);
-        let mut names: Vec<_> = named
-            .map(|(index, node)| (node.name.clone(), index))
-            .collect();
-        names.sort_unstable();
+        // Half of it stays free, so that searches are short and end.
+        let mut names = Self(vec![FREE; (2 * nodes.len() + 1).next_power_of_two()]);
         let mut again = Vec::new();
-        names.dedup_by(|(name, index), (earlier, _)| {
-            let is_again = name == earlier;
-            again.extend(nodes.get(index.0 as usize).filter(|_| is_again));
-            is_again
-        });
-        (Self(names), again)
+        for (index, node) in (0..).map(NodeIx).zip(nodes) {
+            let name = node.name.as_str();
+            let hash = hash(name);
+            match names.search(hash, name, nodes) {
+                Ok(_) => again.push(node),
+                Err(free) => {
+                    if let Some(slot) = names.0.get_mut(free) {
+                        *slot = (part(hash), index);
+                    }
+                }
+            }
+        }
+        (names, again)
     }
 
-    fn get(&self, name: &str) -> Option<NodeIx> {
-        let found = self
-            .0
-            .binary_search_by(|(known, _)| known.as_str().cmp(name));
-        found
-            .ok()
-            .and_then(|at| self.0.get(at))
-            .map(|(_, node)| *node)
+    /// The first node of a name; `nodes` are those that this was made of.
+    fn get(&self, name: &str, nodes: &[Node]) -> Option<NodeIx> {
+        self.search(hash(name), name, nodes).ok()
     }
+
+    /// The node, or the slot where it would stand.
+    fn search(&self, hash: u64, name: &str, nodes: &[Node]) -> Result<NodeIx, usize> {
+        let last = self.0.len() - 1;
+        let mut at = usize::try_from(hash & last as u64).unwrap_or(0);
+        loop {
+            let (known, node) = self.0.get(at).copied().unwrap_or(FREE);
+            if node == FREE.1 {
+                return Err(at);
+            }
+            let found = nodes.get(node.index()).filter(|_| known == part(hash));
+            if found.is_some_and(|node| node.name.as_str() == name) {
+                return Ok(node);
+            }
+            at = (at + 1) & last;
+        }
+    }
+}
+
+/// The part of a hash that does not say where it stands.
+fn part(hash: u64) -> u32 {
+    u32::try_from(hash >> 32).unwrap_or(0)
+}
+
+/// The same for a name always, unlike that of a `HashMap`.
+fn hash(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Some nodes for each node, all in one piece of memory.
@@ -158,6 +286,8 @@ pub struct Graph {
     next: Neighbours,
     /// Boxed: most nodes have none.
     conditions: NodeMap<Option<Box<Condition>>>,
+    /// Apart from the nodes, because they are asked for at every start and end.
+    timeouts: BTreeMap<NodeIx, Duration>,
     decision: Option<Condition>,
 }
 
@@ -192,7 +322,7 @@ impl Graph {
                     at: prev.at,
                     kind,
                 };
-                let found = by_name.get(prev.it.as_str());
+                let found = by_name.get(prev.it.as_str(), &spec.nodes);
                 let twice = match found {
                     Some(ix) => listed_by[ix].replace(index) == Some(index),
                     None => !unknown.insert(&prev.it),
@@ -225,7 +355,7 @@ impl Graph {
                 let allowed: BTreeSet<&str> = prev_nodes.collect();
                 bind(
                     expr,
-                    &by_name,
+                    |name| by_name.get(name, &spec.nodes),
                     |name| allowed.contains(name),
                     Some(&node.name),
                     &mut errors,
@@ -233,13 +363,22 @@ impl Graph {
             });
             conditions.push(condition.map(Box::new));
         }
-        let decision = spec
-            .decision_expr
-            .as_ref()
-            .map(|expr| bind(expr, &by_name, |_| true, None, &mut errors));
+        let decision = spec.decision_expr.as_ref().map(|expr| {
+            bind(
+                expr,
+                |name| by_name.get(name, &spec.nodes),
+                |_| true,
+                None,
+                &mut errors,
+            )
+        });
+
+        let timeouts = (0..).map(NodeIx).zip(&spec.nodes);
+        let timeouts = timeouts.filter_map(|(index, node)| Some((index, node.timeout?)));
 
         if errors.is_empty() {
             Ok(Self {
+                timeouts: timeouts.collect(),
                 nodes: NodeMap(spec.nodes),
                 by_name,
                 prev: prev_nodes,
@@ -285,7 +424,7 @@ impl Graph {
     /// The node with a name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<NodeIx> {
-        self.by_name.get(name)
+        self.by_name.get(name, &self.nodes.0)
     }
 
     /// The predecessors of a node, in the order of its `prev_nodes`.
@@ -305,10 +444,27 @@ impl Graph {
         self.conditions[node].as_deref()
     }
 
+    /// Longest time that an attempt of a node may run.
+    #[must_use]
+    pub fn timeout(&self, node: NodeIx) -> Option<Duration> {
+        self.timeouts.get(&node).copied()
+    }
+
     /// The run's own condition.
     #[must_use]
     pub fn decision(&self) -> Option<&Condition> {
         self.decision.as_ref()
+    }
+
+    /// A set of its nodes that is empty.
+    #[must_use]
+    pub fn no_nodes(&self) -> NodeSet {
+        let words = self.len().div_ceil(WORD);
+        NodeSet {
+            bits: vec![0; words],
+            used: vec![0; words.div_ceil(WORD)],
+            len: 0,
+        }
     }
 
     /// One value for each node.
@@ -398,14 +554,14 @@ fn find_cycles(edges: &DiGraph<(), ()>, nodes: &[Node], errors: &mut Vec<GraphEr
 
 fn bind(
     expr: &Placed<Expr>,
-    by_name: &Names,
+    find: impl Fn(&str) -> Option<NodeIx>,
     allowed: impl Fn(&str) -> bool,
     node: Option<&NodeName>,
     errors: &mut Vec<GraphError>,
 ) -> Condition {
     let mut nodes = Vec::new();
     for name in expr.it.names() {
-        match by_name.get(name.name.as_str()) {
+        match find(name.name.as_str()) {
             Some(index) if allowed(&name.name) => nodes.push(index),
             known => errors.push(GraphError::ExpressionName {
                 node: node.cloned(),
@@ -619,5 +775,75 @@ impl From<&GraphError> for Problem {
             path: error.path(),
             message: error.to_string(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::spec::{Action, Cmd, EnvText};
+    use crate::value::Value;
+
+    proptest::proptest! {
+        /// A set of nodes is a set, also where it is nearly empty and its nodes are far apart.
+        #[test]
+        fn a_node_set_is_a_set(
+            changes in proptest::collection::vec((proptest::bool::ANY, 0_u32..40), 0..200),
+            stride in 1_u32..200,
+        ) {
+            let nodes = 40 * 200;
+            let words = nodes / WORD;
+            let mut ours = NodeSet { bits: vec![0; words], used: vec![0; words.div_ceil(WORD)], len: 0 };
+            let mut theirs = BTreeSet::new();
+            for (is_in, nth) in changes {
+                let node = NodeIx(nth * stride);
+                if is_in {
+                    proptest::prop_assert_eq!(ours.insert(node), theirs.insert(node));
+                } else {
+                    proptest::prop_assert_eq!(ours.remove(node), theirs.remove(&node));
+                }
+                proptest::prop_assert!(ours.iter().eq(theirs.iter().copied()));
+                proptest::prop_assert_eq!(ours.len(), theirs.len());
+                proptest::prop_assert_eq!(ours.contains(node), is_in);
+            }
+            // Equal sets are equal, whatever has been in them.
+            let mut anew = NodeSet { bits: vec![0; words], used: vec![0; words.div_ceil(WORD)], len: 0 };
+            for node in theirs {
+                anew.insert(node);
+            }
+            proptest::prop_assert_eq!(anew, ours);
+        }
+    }
+
+    /// Names with one hash are told apart, and the first of one name is found.
+    #[test]
+    fn names_are_found_by_themselves_and_not_by_their_hash() {
+        let node = |name: &str| Node {
+            name: name.parse().unwrap(),
+            at: Place::NONE,
+            id: None,
+            prev_nodes: Vec::new(),
+            action: Action::Cmd(Cmd {
+                program: EnvText::literal("true"),
+                args: Vec::new(),
+                env: Vec::new(),
+            }),
+            action_shown: Value::Null,
+            param: Vec::new(),
+            decision_expr: None,
+            timeout: None,
+        };
+        let nodes = ["a", "b", "c", "b"].map(node);
+        let (names, again) = Names::new(&nodes);
+        assert_eq!(names.get("b", &nodes), Some(NodeIx(1)));
+        assert_eq!(names.get("d", &nodes), None);
+        assert_eq!(again.len(), 1);
+        assert!(std::ptr::eq(again[0], &raw const nodes[3]));
+        // Two of one hash: the second stands behind the first, and is found there.
+        let free = names.search(hash("a"), "e", &nodes).unwrap_err();
+        let mut alike = names.clone();
+        alike.0[free] = (part(hash("a")), NodeIx(2));
+        assert_eq!(alike.search(hash("a"), "c", &nodes), Ok(NodeIx(2)));
+        assert_eq!(alike.search(hash("a"), "a", &nodes), Ok(NodeIx(0)));
     }
 }

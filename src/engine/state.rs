@@ -18,7 +18,7 @@ use crate::engine::event::{
     CancelCause, Captured, Ending, Event, KillCause, Outcome, Reason, ReasonWord,
 };
 use crate::engine::expr::Truth;
-use crate::engine::graph::{Graph, NodeIx, NodeMap};
+use crate::engine::graph::{Graph, NodeIx, NodeMap, NodeSet};
 use crate::engine::name::Attempt;
 
 /// Where a node is in its life.
@@ -103,8 +103,23 @@ pub struct Finished {
     pub exit_code: Option<i64>,
     /// The signal that ended the program, where one did.
     pub signal: Option<i32>,
+    /// What it said. Boxed: most nodes of a large run say nothing.
+    captured: Option<Box<Captured>>,
+}
+
+impl Finished {
     /// What it said.
-    pub captured: Captured,
+    #[must_use]
+    pub fn captured(&self) -> &Captured {
+        static NOTHING: Captured = Captured {
+            output: None,
+            err_msg: None,
+            err_code: None,
+            info: None,
+            truncated: BTreeMap::new(),
+        };
+        self.captured.as_deref().unwrap_or(&NOTHING)
+    }
 }
 
 /// An event that cannot happen to a state.
@@ -178,7 +193,7 @@ impl NodeState {
                     ended: *at,
                     exit_code: None,
                     signal: None,
-                    captured: Captured::default(),
+                    captured: None,
                 })))
             }
             (state, event) => Err(Illegal {
@@ -261,7 +276,8 @@ impl Running {
         };
         finished.exit_code = exit_code;
         finished.signal = ended_by;
-        finished.captured = outcome.captured.clone();
+        let said = (outcome.captured != Captured::default()).then(|| outcome.captured.clone());
+        finished.captured = said.map(Box::new);
         NodeState::Finished(finished)
     }
 
@@ -273,7 +289,7 @@ impl Running {
             ended: at,
             exit_code: None,
             signal: None,
-            captured: Captured::default(),
+            captured: None,
         }))
     }
 }
@@ -321,11 +337,11 @@ pub struct RunState {
     /// Predecessors that are not final yet.
     open_prev: NodeMap<u32>,
     /// Nodes whose condition holds and that have not started.
-    pub(super) runnable: BTreeSet<NodeIx>,
+    pub(super) runnable: NodeSet,
     /// Nodes whose condition does not hold and that are not yet recorded as skipped.
     pub(super) refused: BTreeMap<NodeIx, Reason>,
-    pub(super) running: BTreeSet<NodeIx>,
-    pub(super) lost: BTreeSet<NodeIx>,
+    pub(super) running: NodeSet,
+    pub(super) lost: NodeSet,
     /// Whether node timeouts are kept by whoever carries attempts out, and not by `step`.
     timeouts_kept: bool,
     /// Running attempts with a timeout that nobody has begun to end.
@@ -345,10 +361,10 @@ impl RunState {
             suspended: false,
             open_prev: graph
                 .map(|node| u32::try_from(graph.prev(node).count()).unwrap_or(u32::MAX)),
-            runnable: BTreeSet::new(),
+            runnable: graph.no_nodes(),
             refused: BTreeMap::new(),
-            running: BTreeSet::new(),
-            lost: BTreeSet::new(),
+            running: graph.no_nodes(),
+            lost: graph.no_nodes(),
             timeouts_kept: false,
             deadlines: BTreeSet::new(),
             finished: 0,
@@ -401,9 +417,8 @@ impl RunState {
     }
 
     /// Attempts that are being carried out.
-    #[must_use]
-    pub fn running(&self) -> impl ExactSizeIterator<Item = NodeIx> {
-        self.running.iter().copied()
+    pub fn running(&self) -> impl Iterator<Item = NodeIx> {
+        self.running.iter()
     }
 
     /// How many nodes are final.
@@ -449,13 +464,13 @@ impl RunState {
         let old = &self.nodes[node];
         let new = old.on(event)?;
         if let NodeState::Running(running) = old {
-            self.running.remove(&node);
+            self.running.remove(node);
             if let Some(deadline) = deadline(graph, node, running) {
                 self.deadlines.remove(&(deadline, node));
             }
         }
-        self.lost.remove(&node);
-        self.runnable.remove(&node);
+        self.lost.remove(node);
+        self.runnable.remove(node);
         self.refused.remove(&node);
         match &new {
             NodeState::Running(running) => {
@@ -509,7 +524,7 @@ impl RunState {
 }
 
 fn deadline(graph: &Graph, node: NodeIx, running: &Running) -> Option<Timestamp> {
-    let timeout = graph.node(node).timeout?;
+    let timeout = graph.timeout(node)?;
     Some(running.since.checked_add(timeout).unwrap_or(Timestamp::MAX))
 }
 

@@ -174,8 +174,8 @@ fn wind_down(graph: &Graph, state: &RunState, cause: CancelCause, decisions: &mu
             });
         }
     }
-    for node in &state.lost {
-        decisions.push(Decision::GiveUp { node: *node });
+    for node in state.lost.iter() {
+        decisions.push(Decision::GiveUp { node });
     }
     // All at once, so that the next step finds none left.
     if state.finished() + state.running.len() + state.lost.len() < graph.len() {
@@ -209,24 +209,21 @@ fn go_on(state: &RunState, limits: &Limits, now: Timestamp, decisions: &mut Vec<
     }
     let slots = limits.parallelism.map_or(usize::MAX, NonZeroUsize::get);
     let mut free = slots.saturating_sub(state.running.len());
-    for node in &state.lost {
-        if let NodeState::Lost { was, .. } = state.node(*node) {
+    for node in state.lost.iter() {
+        if let NodeState::Lost { was, .. } = state.node(node) {
             if limits.on_lost == OnLost::Fail || was.attempt.get() >= MAX_ATTEMPTS {
-                decisions.push(Decision::GiveUp { node: *node });
+                decisions.push(Decision::GiveUp { node });
             } else if free > 0 && !state.suspended {
                 free -= 1;
                 let attempt = was.attempt.next();
-                decisions.push(Decision::Start {
-                    node: *node,
-                    attempt,
-                });
+                decisions.push(Decision::Start { node, attempt });
             }
         }
     }
     if !state.suspended {
         for node in state.runnable.iter().take(free) {
             decisions.push(Decision::Start {
-                node: *node,
+                node,
                 attempt: Attempt::FIRST,
             });
         }
@@ -320,7 +317,7 @@ pub fn waiting<'a>(
             NodeState::Lost { was, .. } => Waiting::Retry { lost: was.attempt },
             NodeState::Pending if state.started_at.is_none() => Waiting::RunNotStarted,
             NodeState::Pending if state.refused.contains_key(&node) => return None,
-            NodeState::Pending if !state.runnable.contains(&node) => {
+            NodeState::Pending if !state.runnable.contains(node) => {
                 let open = |prev: &NodeIx| !matches!(state.node(*prev), NodeState::Finished(_));
                 let first = graph
                     .prev(node)

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use crate::engine::event::KillCause;
@@ -45,16 +46,24 @@ struct Inner {
     hard: bool,
     /// Rung when the end is to be at once.
     bell: Option<Arc<Bell>>,
+    /// Of an attempt in the fence, what ends all of it when it is shut.
+    leash: Option<OwnedFd>,
 }
 
 impl Inner {
     fn signal(&mut self, signal: Signal) {
         let Some(group) = self.group else { return };
+        let leash = self.leash.as_ref().filter(|_| signal == Signal::KILL);
         // A leader that has ended by itself can still be signalled until it is reaped; then its
         // own end is what counts. (Not our child: it cannot be told, and counts as running.)
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let ended = matches!(waitid(WaitId::Pid(group), look), Ok(Some(_)));
-        if kill_process_group(group, signal).is_ok() && !ended {
+        let sent = match leash {
+            // Its launcher must live to end the others.
+            Some(leash) => shutdown(leash, Shutdown::Write),
+            None => kill_process_group(group, signal),
+        };
+        if sent.is_ok() && !ended {
             self.reached = true;
         }
     }
@@ -81,6 +90,11 @@ impl Control {
         if let Some(bell) = &inner.bell {
             bell.ring();
         }
+    }
+
+    /// Has the end, when it is to be at once, done by shutting this.
+    pub(super) fn leash(&self, leash: OwnedFd) {
+        self.inner().leash = Some(leash);
     }
 
     /// Has a bell rung when the end is to be at once, for a hand that hears of the end by

@@ -211,7 +211,8 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Whole milliseconds, rounded up, so that no timeout becomes nought.
-pub(super) fn millis(duration: Duration) -> u64 {
+#[must_use]
+pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 

@@ -316,8 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn megabytes_are_cut_and_soon() {
-        let started = std::time::Instant::now();
+    fn megabytes_are_cut() {
         for text in [noise(1 << 20), "\0".repeat(1 << 20), "é\n".repeat(1 << 18)] {
             let mut long = outcome(Ending::Exception(text.clone()), &text);
             long.captured.err_msg = Some(Value::from(text.as_str()));
@@ -326,8 +325,6 @@ mod tests {
             assert!(read.captured.truncated.contains_key("output"));
             assert!(read.captured.truncated.contains_key("message"));
         }
-        let took = started.elapsed();
-        assert!(took.as_secs() < 10, "{took:?}");
     }
 
     #[test]

@@ -10,10 +10,13 @@
 
 pub mod control;
 pub mod decision;
+pub mod fence;
 pub mod frame;
 pub mod lines;
 #[cfg(feature = "program")]
 pub mod pod;
 pub mod process;
 pub mod python;
+#[cfg(feature = "program")]
+pub mod runner;
 pub mod spawn;

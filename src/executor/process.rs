@@ -1,9 +1,14 @@
 //! The hand for `cmd`: a program in a process group of its own, argv without a shell, its
 //! stdout to the node's log and through the line parser, its stderr to the log.
 //!
-//! stderr is given the log file itself: nothing of it is captured, so nothing has to pass
-//! through here. Must not decide what an exit code means.
+//! The log is made by the first byte that goes there: to make a file can cost half of what it costs
+//! to start a process (ext4 passes by, one by one, all that were deleted there lately), and most
+//! programs of a large run say nothing. So stderr passes through here as well, though nothing of it
+//! is captured; only in a pod, whose log is there already, it is given that itself.
+//!
+//! Must not decide what an exit code means.
 
+use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -15,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, waitid,
 };
@@ -23,6 +28,7 @@ use rustix::process::{
 use crate::engine::event::{Ending, Outcome};
 use crate::engine::spec::{Cmd, EnvText, NotSet};
 use crate::executor::control::Control;
+use crate::executor::fence::{Fence, Inside};
 use crate::executor::lines::LineParser;
 use crate::executor::spawn::{self, Child, Command, Texts};
 use crate::value::Value;
@@ -36,6 +42,8 @@ pub struct Surroundings {
     pub folder: PathBuf,
     /// How long a process has between TERM and KILL.
     pub grace: Duration,
+    /// The fence around processes; none: there is none.
+    pub fence: Option<Fence>,
 }
 
 impl Surroundings {
@@ -104,14 +112,26 @@ pub fn run(
     log: &Path,
     control: &Control,
 ) -> Outcome {
-    let prepared = match Prepared::new(cmd, param, surroundings) {
-        Ok(prepared) => prepared,
-        Err(message) => return Outcome::silent(Ending::NotStarted(message)),
+    try_run(cmd, param, surroundings, log, control)
+        .unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)))
+}
+
+fn try_run(
+    cmd: &Cmd,
+    param: &[(String, Value)],
+    surroundings: &Surroundings,
+    log: &Path,
+    control: &Control,
+) -> Result<Outcome, String> {
+    let Some(fence) = &surroundings.fence else {
+        let prepared = Prepared::new(cmd, param, surroundings)?;
+        return prepared.run(surroundings.grace, log, control, None);
     };
-    match prepared.run(surroundings.grace, log, control) {
-        Ok(outcome) => outcome,
-        Err(message) => Outcome::silent(Ending::NotStarted(message)),
-    }
+    let (inside, surroundings) = fence.enter(surroundings)?;
+    let prepared = Prepared::new(cmd, param, &surroundings)?;
+    let program = prepared.program.clone();
+    let outcome = prepared.run(surroundings.grace, log, control, Some(&inside))?;
+    Ok(inside.leave(outcome, Some(&program)))
 }
 
 struct Prepared {
@@ -153,41 +173,69 @@ impl Prepared {
         Ok(Self { program, args, env })
     }
 
-    fn run(self, grace: Duration, log: &Path, control: &Control) -> Result<Outcome, String> {
-        let mut log = open_log(log)?;
+    fn run(
+        self,
+        grace: Duration,
+        log: &Path,
+        control: &Control,
+        inside: Option<&Inside>,
+    ) -> Result<Outcome, String> {
         let (stdout, child_stdout) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| format!("cannot make a pipe: {error}"))?;
+        let (log, stderr) = (Log::new(log, log_room(inside)), Stderr::new(log)?);
         let program = CString::new(self.program.as_os_str().as_bytes())
             .map_err(|_| "the program's path holds a zero byte".to_owned())?;
-        let command = Command {
+        let launcher = match inside {
+            Some(inside) => Some(inside.launcher(&program, None, &[])?),
+            None => None,
+        };
+        let mut command = Command {
             program,
             args: self.args,
             env: self.env,
             stdin: no_input()?,
             stdout: child_stdout.as_fd(),
-            stderr: log.as_fd(),
-            inherit: None,
+            stderr: stderr.given.as_fd(),
+            inherit: [None, None],
+            leashed: false,
         };
+        if let (Some(inside), Some(launcher)) = (inside, &launcher) {
+            command = launcher.wrap(command);
+            control.leash(inside.leash()?);
+        }
         let started = control.start(|| spawn::spawn(&command).map(|child| (child.pid, child)));
-        drop(child_stdout);
+        drop((child_stdout, launcher));
+        let stderr = stderr.kept();
         let child = match started {
             Ok(Ok(child)) => child,
             Ok(Err(error)) => return Err(not_executed(&self.program, &error)),
             Err(cause) => return Ok(Outcome::silent(Ending::Killed(cause))),
         };
         let mut lines = LineParser::default();
-        let mut take = |bytes: &[u8]| {
+        let mut said = |bytes: &[u8]| {
             lines.push(bytes);
-            // A full disk must not end the node: what is captured still counts.
-            let _ = log.write_all(bytes);
+            log.write(bytes);
         };
-        read_until_end(child.pidfd.as_fd(), &mut [Source::new(&stdout, &mut take)]);
+        let mut complained = |bytes: &[u8]| log.write(bytes);
+        let mut sources = vec![Source::new(&stdout, &mut said)];
+        sources.extend(
+            stderr
+                .as_ref()
+                .map(|stderr| Source::new(stderr, &mut complained)),
+        );
+        read_until_end(child.pidfd.as_fd(), &mut sources);
+        drop(sources);
         let ending = end(&child, grace, control);
         Ok(Outcome {
             ending,
             captured: lines.finish(),
         })
     }
+}
+
+/// How many bytes a log takes.
+pub(super) fn log_room(inside: Option<&Inside>) -> u64 {
+    inside.map_or(u64::MAX, Inside::log_limit)
 }
 
 /// The log that is this program's own standard output, as in a pod.
@@ -202,6 +250,64 @@ pub(super) fn no_input() -> Result<BorrowedFd<'static>, String> {
     let null =
         File::open("/dev/null").map_err(|error| format!("cannot open /dev/null: {error}"))?;
     Ok(NULL.get_or_init(|| null).as_fd())
+}
+
+/// A node's log, made when there is something to write.
+pub(super) struct Log<'a> {
+    path: &'a Path,
+    file: OnceCell<Option<File>>,
+    /// How many bytes more it takes.
+    room: Cell<u64>,
+}
+
+impl<'a> Log<'a> {
+    pub(super) fn new(path: &'a Path, room: u64) -> Self {
+        Self {
+            path,
+            file: OnceCell::new(),
+            room: Cell::new(room),
+        }
+    }
+
+    /// Appends as much as there is room for. A full disk must not end the node: what is captured
+    /// still counts.
+    pub(super) fn write(&self, bytes: &[u8]) {
+        let room = self.room.get();
+        let most = usize::try_from(room).unwrap_or(usize::MAX);
+        let bytes = bytes.get(..most).unwrap_or(bytes);
+        self.room.set(room.saturating_sub(bytes.len() as u64));
+        if bytes.is_empty() {
+            return;
+        }
+        if let Some(mut file) = self.file.get_or_init(|| open_log(self.path).ok()).as_ref() {
+            let _ = file.write_all(bytes);
+        }
+    }
+}
+
+/// Where a process's stderr goes: a pipe to us, or the log that is there already.
+pub(super) struct Stderr {
+    /// What the process is given.
+    pub(super) given: OwnedFd,
+    read: Option<OwnedFd>,
+}
+
+impl Stderr {
+    pub(super) fn new(log: &Path) -> Result<Self, String> {
+        if log == Path::new(OWN_STDOUT) {
+            let (given, read) = (open_log(log)?.into(), None);
+            return Ok(Self { given, read });
+        }
+        let (read, given) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| format!("cannot make a pipe: {error}"))?;
+        let read = Some(read);
+        Ok(Self { given, read })
+    }
+
+    /// What is to be read of it, once it has been given away.
+    pub(super) fn kept(self) -> Option<OwnedFd> {
+        self.read
+    }
 }
 
 /// Opens a node's log so that what several processes write stands in the order of writing.
@@ -244,7 +350,7 @@ fn find(word: &OsStr, folder: &Path, path: Option<&OsString>) -> Result<PathBuf,
 }
 
 /// Why exec failed, in words that name the thing to mend.
-fn not_executed(program: &Path, error: &std::io::Error) -> String {
+pub(super) fn not_executed(program: &Path, error: &std::io::Error) -> String {
     let shown = program.display();
     match (error.kind(), program.metadata()) {
         (std::io::ErrorKind::NotFound, Ok(_)) => {
@@ -313,6 +419,12 @@ impl<'a> Source<'a> {
     }
 }
 
+/// How long the end of a process is waited for once it has closed a stream.
+const A_MOMENT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 1_000_000,
+};
+
 /// Reads streams until `ended` is readable. What was written by then is read to the last byte;
 /// what left-over children write later is not waited for.
 pub(super) fn read_until_end(ended: BorrowedFd<'_>, sources: &mut [Source<'_>]) {
@@ -320,12 +432,18 @@ pub(super) fn read_until_end(ended: BorrowedFd<'_>, sources: &mut [Source<'_>]) 
     const PIPE: usize = 1024 * 1024;
     let mut buffer = Vec::with_capacity(64 * 1024);
     let mut fds = Vec::with_capacity(1 + sources.len());
+    let mut has_closed = false;
     loop {
         fds.clear();
         fds.push(PollFd::from_borrowed_fd(ended, PollFlags::IN));
-        let open = sources.iter().filter(|source| source.open);
-        fds.extend(open.map(|source| PollFd::new(source.stream, PollFlags::IN)));
-        match poll(&mut fds, None) {
+        // A process that closes a stream mostly ends, and closes the others on its way: that is
+        // waited for first, so that all of it costs one wake-up.
+        let patience = std::mem::take(&mut has_closed).then_some(&A_MOMENT);
+        if patience.is_none() {
+            let open = sources.iter().filter(|source| source.open);
+            fds.extend(open.map(|source| PollFd::new(source.stream, PollFlags::IN)));
+        }
+        match poll(&mut fds, patience) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
             Err(_) => {
@@ -342,6 +460,7 @@ pub(super) fn read_until_end(ended: BorrowedFd<'_>, sources: &mut [Source<'_>]) 
                 source.drain(&mut buffer, PIPE);
             } else if is_ready {
                 source.read(&mut buffer);
+                has_closed |= !source.open;
             }
         }
         if over {

@@ -4,6 +4,12 @@
 //! extension module and forks a child for each call. The interpreter never sees what a call is
 //! about; request and result go between here and the child, through pipes.
 //!
+//! The child is not ours to reap, so its number is kept from becoming another's by a word: the
+//! interpreter leaves an ended child unreaped until it hears that the call is over, and that is
+//! said when nothing will signal it any more. (Where the interpreter itself is gone, `init` reaps;
+//! the number would have to come round in the moment until we have heard of that and killed what
+//! is left of the group. A pidfd would not help: before Linux 6.9 it signals no group.)
+//!
 //! Must not import user code into the interpreter, but for modules that the user named
 //! (`preload`); must not trust what comes back.
 
@@ -18,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,14 +39,17 @@ use serde::{Deserialize, Serialize};
 use crate::engine::event::{Captured, Ending, Outcome};
 use crate::engine::spec::Api;
 use crate::executor::control::{Bell, Control};
+use crate::executor::fence::{Fence, Inside, Launcher};
 use crate::executor::lines::LineParser;
-use crate::executor::process::{Source, Surroundings, no_input, open_log, read_until_end, sweep};
+use crate::executor::process::{
+    Log, Source, Stderr, Surroundings, log_room, no_input, open_log, read_until_end, sweep,
+};
 use crate::executor::spawn::{self, Command, Texts};
 use crate::value::Value;
 use crate::value::json::{self, Dialect};
 
 const BOOTSTRAP: &str = include_str!("../python/bootstrap.py");
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 const INTERPRETER_GONE: &str = "the Python interpreter ended";
 /// How often a wait for the interpreter looks whether the call is to end.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -61,6 +71,10 @@ struct Inner {
     preload: Vec<String>,
     log: PathBuf,
     interpreter: Mutex<Option<Arc<Interpreter>>>,
+    /// The place of the only call that this one serves; none: it serves all calls of a run.
+    inside: Option<Inside>,
+    /// The thread that started the interpreter inside.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Python {
@@ -68,11 +82,22 @@ impl Python {
     /// the PATH. `log` takes what the interpreter itself has to say.
     #[must_use]
     pub fn new(chosen: Option<PathBuf>, preload: Vec<String>, log: PathBuf) -> Self {
+        Self::within(chosen, preload, log, None)
+    }
+
+    fn within(
+        chosen: Option<PathBuf>,
+        preload: Vec<String>,
+        log: PathBuf,
+        inside: Option<Inside>,
+    ) -> Self {
         Self(Arc::new(Inner {
             chosen,
             preload,
             log,
             interpreter: Mutex::new(None),
+            inside,
+            thread: Mutex::new(None),
         }))
     }
 
@@ -86,8 +111,43 @@ impl Python {
         log: &Path,
         control: &Control,
     ) -> Outcome {
-        self.try_run(api, param, surroundings, log, control)
-            .unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)))
+        let outcome = match &surroundings.fence {
+            None => self.try_run(api, param, surroundings, log, control),
+            Some(fence) => self.fenced(fence, api, param, surroundings, log, control),
+        };
+        outcome.unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)))
+    }
+
+    /// In the fence each call has an interpreter of its own: what is forked from one could reach
+    /// all others that are.
+    fn fenced(
+        &self,
+        fence: &Fence,
+        api: &Api,
+        param: &[(String, Value)],
+        surroundings: &Surroundings,
+        log: &Path,
+        control: &Control,
+    ) -> Result<Outcome, String> {
+        let (inside, surroundings) = fence.enter(surroundings)?;
+        let (chosen, preload) = (self.0.chosen.clone(), self.0.preload.clone());
+        // The interpreter's words are the call's: there is no other.
+        let own = Self::within(chosen, preload, log.to_path_buf(), Some(inside));
+        let outcome = own
+            .try_run(api, param, &surroundings, log, control)
+            .unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)));
+        drop(lock(&own.0.interpreter).take());
+        if let Some(inside) = &own.0.inside {
+            inside.let_go();
+        }
+        if let Some(thread) = lock(&own.0.thread).take() {
+            let _ = thread.join();
+        }
+        let inside = Arc::into_inner(own.0).and_then(|own| own.inside);
+        Ok(match inside {
+            Some(inside) => inside.leave(outcome, None),
+            None => outcome,
+        })
     }
 
     fn try_run(
@@ -107,7 +167,8 @@ impl Python {
                 });
             }
         };
-        interpreter.call(&request, surroundings, log, control)
+        let room = log_room(self.0.inside.as_ref());
+        interpreter.call(&request, surroundings, log, room, control)
     }
 
     /// The interpreter, started by the first call, and again after it was lost.
@@ -124,13 +185,8 @@ impl Python {
             return Ok(Arc::clone(interpreter));
         }
         let program = self.program(surroundings)?;
-        let interpreter = Interpreter::start(
-            &program,
-            &self.0.preload,
-            &self.0.log,
-            surroundings,
-            control,
-        )?;
+        let (interpreter, thread) = Interpreter::start(&program, &self.0, surroundings, control)?;
+        *lock(&self.0.thread) = Some(thread);
         *slot = Some(Arc::clone(&interpreter));
         Ok(interpreter)
     }
@@ -271,11 +327,11 @@ impl Drop for Interpreter {
 impl Interpreter {
     fn start(
         program: &Path,
-        preload: &[String],
-        log: &Path,
+        of: &Inner,
         surroundings: &Surroundings,
         control: &Control,
-    ) -> Result<Arc<Self>, String> {
+    ) -> Result<(Arc<Self>, JoinHandle<()>), String> {
+        let (preload, log) = (&of.preload, of.log.as_path());
         let extension = extension(surroundings)?;
         let system =
             |error: rustix::io::Errno| format!("cannot start {}: {error}", program.display());
@@ -307,7 +363,7 @@ impl Interpreter {
         if !words.iter().all(|word| args.push(&[word])) {
             return Err("python's command line would hold a zero byte".to_owned());
         }
-        let start = Start {
+        let mut start = Start {
             program: CString::new(program.as_os_str().as_bytes())
                 .map_err(|_| "python's path holds a zero byte".to_owned())?,
             args,
@@ -315,14 +371,21 @@ impl Interpreter {
             no_input: no_input()?,
             socket: theirs,
             log: open_log(log)?,
+            launcher: None,
         };
+        if let Some(inside) = &of.inside {
+            let mut readable = around(program);
+            readable.push(extension);
+            let inherit = start.socket.as_raw_fd();
+            start.launcher = Some(inside.launcher(&start.program, Some(inherit), &readable)?);
+        }
         let (ready, is_ready) = channel();
         let started = Arc::new(OnceLock::new());
         let starts = Arc::clone(&started);
         // The thread that starts the interpreter reads from it until its end, so it outlives it
         // (see the room's head). It must not keep the interpreter's handle alive.
         let weak = Arc::downgrade(&interpreter);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("python".to_owned())
             .spawn(move || {
                 let child = match start.spawn() {
@@ -350,7 +413,7 @@ impl Interpreter {
             })
             .map_err(|error| format!("cannot start a thread: {error}"))?;
         match until_ready(&is_ready, &started, control)? {
-            Some(Ok(())) => Ok(interpreter),
+            Some(Ok(())) => Ok((interpreter, thread)),
             Some(Err(error)) => Err(format!("cannot start {}: {error}", program.display())),
             None => Err(std::fs::read_to_string(log)
                 .ok()
@@ -385,6 +448,7 @@ impl Interpreter {
             {
                 // Its caller has given up waiting.
                 let _ = kill_process_group(pid, Signal::KILL);
+                let _ = self.try_send(&over(call), &[]);
             }
         } else if let Some(pending) = calls.remove(&call) {
             let _ = pending.replies.send(message);
@@ -396,14 +460,27 @@ impl Interpreter {
         request: &[u8],
         surroundings: &Surroundings,
         log: &Path,
+        room: u64,
         control: &Control,
     ) -> Result<Outcome, String> {
         let system = |error: rustix::io::Errno| format!("cannot make a pipe: {error}");
         let (request_read, request_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
         let (result, result_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
         let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
+        // What fits into any pipe is there before the child is, which then need not wait for it.
+        let mut request_write = Some(File::from(request_write));
+        let mut feed = || {
+            if let Some(mut pipe) = request_write.take() {
+                // The child reads all of it first; if it cannot, it has ended, and that is told
+                // below.
+                let _ = pipe.write_all(request);
+            }
+        };
+        if request.len() <= rustix::pipe::PIPE_BUF {
+            feed();
+        }
         let ended = Arc::new(Bell::new().map_err(system)?);
-        let mut log = open_log(log)?;
+        let (log, stderr) = (Log::new(log, room), Stderr::new(log)?);
         let (replies, reply) = channel();
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         match lock(&self.calls).as_mut() {
@@ -420,14 +497,15 @@ impl Interpreter {
             request_read.as_fd(),
             result_write.as_fd(),
             stdout_write.as_fd(),
-            log.as_fd(),
+            stderr.given.as_fd(),
         ];
         let started = control.start(|| {
-            self.send(call, &fds, control)
+            self.send(&format!("{{\"call\":{call}}}"), &fds, control)
                 .map_err(|error| format!("cannot ask python for a process: {error}"))?;
             forked(&reply, control)
         });
         drop((request_read, result_write, stdout_write));
+        let stderr = stderr.kept();
         let group = match started {
             Ok(Ok(group)) => group,
             Ok(Err(error)) => {
@@ -446,25 +524,9 @@ impl Interpreter {
         };
         // An interpreter that is stopped tells of no end.
         control.ring_on_kill(&ended);
-        // The child reads all of it first; if it cannot, it has ended, and that is told below.
-        let _ = File::from(request_write).write_all(request);
-        let mut lines = LineParser::default();
-        let mut document = Vec::new();
-        read_until_end(
-            ended.as_fd(),
-            &mut [
-                Source::new(&stdout, &mut |bytes| {
-                    lines.push(bytes);
-                    let _ = log.write_all(bytes);
-                }),
-                Source::new(&result, &mut |bytes| {
-                    // The child keeps the limit, but what it runs could write here too.
-                    if document.len() <= RESULT_LIMIT {
-                        document.extend_from_slice(bytes);
-                    }
-                }),
-            ],
-        );
+        feed();
+        let streams = [&stdout, &result];
+        let (lines, document) = hear(ended.as_fd(), streams, stderr.as_ref(), &log);
         let (how, killed) = control.reap(|| reply.try_recv().ok());
         if how.is_none() {
             self.forget(call);
@@ -476,6 +538,8 @@ impl Interpreter {
             let _ = kill_process_group(group, Signal::KILL);
         }
         spawn::forget(group);
+        // Should the socket be full while the call is to end: one unreaped process more till then.
+        let _ = self.send(&over(call), &[], control);
         let mut captured = lines.finish();
         let ending = match (killed, how) {
             (Some(cause), _) => Ending::Killed(cause),
@@ -502,14 +566,27 @@ impl Interpreter {
         }
     }
 
-    /// Asks for a process. An interpreter that does not read (it may be stopped) is waited for
+    /// Says something to the interpreter. One that does not read (it may be stopped) is waited for
     /// as long as nobody wants the call to end.
-    fn send(&self, call: u64, fds: &[BorrowedFd<'_>; 4], control: &Control) -> io::Result<()> {
+    fn send(&self, packet: &str, fds: &[BorrowedFd<'_>], control: &Control) -> io::Result<()> {
+        loop {
+            match self.try_send(packet, fds) {
+                Err(rustix::io::Errno::AGAIN) if control.cause().is_none() => {
+                    let mut room = [PollFd::new(&self.socket, PollFlags::OUT)];
+                    let _ = poll(&mut room, Some(&LOOK_AGAIN_POLL));
+                }
+                sent => return Ok(sent?),
+            }
+        }
+    }
+
+    fn try_send(&self, packet: &str, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-        let packet = format!("{{\"call\":{call}}}");
         loop {
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            ancillary.push(SendAncillaryMessage::ScmRights(fds));
+            if !fds.is_empty() {
+                ancillary.push(SendAncillaryMessage::ScmRights(fds));
+            }
             let sent = sendmsg(
                 &self.socket,
                 &[IoSlice::new(packet.as_bytes())],
@@ -518,14 +595,46 @@ impl Interpreter {
             );
             match sent {
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) if control.cause().is_none() => {
-                    let mut room = [PollFd::new(&self.socket, PollFlags::OUT)];
-                    let _ = poll(&mut room, Some(&LOOK_AGAIN_POLL));
-                }
-                sent => return Ok(sent.map(|_| ())?),
+                sent => return sent.map(|_| ()),
             }
         }
     }
+}
+
+/// Takes what a call's process writes (stdout, result, and stderr where it comes to us) until the
+/// call has ended.
+fn hear(
+    ended: BorrowedFd<'_>,
+    [stdout, result]: [&OwnedFd; 2],
+    stderr: Option<&OwnedFd>,
+    log: &Log<'_>,
+) -> (LineParser, Vec<u8>) {
+    let mut lines = LineParser::default();
+    let mut document = Vec::new();
+    let mut said = |bytes: &[u8]| {
+        lines.push(bytes);
+        log.write(bytes);
+    };
+    let mut complained = |bytes: &[u8]| log.write(bytes);
+    let mut returned = |bytes: &[u8]| {
+        // The child keeps the limit, but what it runs could write here too.
+        if document.len() <= RESULT_LIMIT {
+            document.extend_from_slice(bytes);
+        }
+    };
+    let mut sources = vec![
+        Source::new(stdout, &mut said),
+        Source::new(result, &mut returned),
+    ];
+    sources.extend(stderr.map(|stderr| Source::new(stderr, &mut complained)));
+    read_until_end(ended, &mut sources);
+    drop(sources);
+    (lines, document)
+}
+
+/// Says that nothing signals a call's process any more.
+fn over(call: u64) -> String {
+    format!("{{\"over\":{call}}}")
 }
 
 /// Waits for what an interpreter says of its start; none: it ended without a word. A call that
@@ -559,20 +668,38 @@ struct Start {
     no_input: BorrowedFd<'static>,
     socket: OwnedFd,
     log: File,
+    launcher: Option<Launcher>,
 }
 
 impl Start {
     fn spawn(self) -> io::Result<spawn::Child> {
-        spawn::spawn(&Command {
+        let command = Command {
             program: self.program,
             args: self.args,
             env: self.env,
             stdin: self.no_input,
             stdout: self.log.as_fd(),
             stderr: self.log.as_fd(),
-            inherit: Some(self.socket.as_fd()),
+            inherit: [Some(self.socket.as_fd()), None],
+            leashed: false,
+        };
+        spawn::spawn(&match &self.launcher {
+            Some(launcher) => launcher.wrap(command),
+            None => command,
         })
     }
+}
+
+/// The folders that an interpreter reads its own modules from: those around it, and around what it
+/// is a link to, as in a virtual environment.
+fn around(program: &Path) -> Vec<PathBuf> {
+    let folder = |path: &Path| {
+        let folder = path.parent()?.parent()?;
+        (folder != Path::new("/")).then(|| folder.to_path_buf())
+    };
+    let target = program.canonicalize().ok();
+    let all = [folder(program), target.as_deref().and_then(folder)];
+    all.into_iter().flatten().collect()
 }
 
 /// The process of a call. A call that is to end is given up when no answer comes.

@@ -43,6 +43,14 @@ impl Texts {
         true
     }
 
+    /// Adds all of another's, behind these.
+    pub fn append(&mut self, other: &Self) {
+        let before = self.bytes.len();
+        self.starts
+            .extend(other.starts.iter().map(|at| before + at));
+        self.bytes.extend_from_slice(&other.bytes);
+    }
+
     /// Pointers into the texts, with the null behind them that exec looks for.
     fn pointers(&self) -> Vec<*const c_char> {
         let texts = self.starts.iter().filter_map(|at| self.bytes.get(*at..));
@@ -65,8 +73,11 @@ pub struct Command<'a> {
     pub stdout: BorrowedFd<'a>,
     /// Standard error.
     pub stderr: BorrowedFd<'a>,
-    /// One more file that the process inherits, under the same number.
-    pub inherit: Option<BorrowedFd<'a>>,
+    /// More files that the process inherits, each under the same number.
+    pub inherit: [Option<BorrowedFd<'a>>; 2],
+    /// Whether the process ends all that it started by itself when this one is gone, and must be
+    /// given the time for it.
+    pub leashed: bool,
 }
 
 /// A started process, leader of a process group of its own.
@@ -84,7 +95,7 @@ struct Plan {
     args: *const *const c_char,
     env: *const *const c_char,
     fds: [RawFd; 3],
-    inherit: RawFd,
+    inherit: [RawFd; 2],
     groups: Option<&'static Groups>,
     parent: libc::pid_t,
     mask: libc::sigset_t,
@@ -108,8 +119,14 @@ pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
             command.stdout.as_raw_fd(),
             command.stderr.as_raw_fd(),
         ],
-        inherit: command.inherit.map_or(-1, |fd| fd.as_raw_fd()),
-        groups: GUARD.get().map(|guard| guard.groups),
+        inherit: command.inherit.map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd())),
+        groups: GUARD.get().map(|guard| {
+            if command.leashed {
+                guard.leashed
+            } else {
+                guard.groups
+            }
+        }),
         parent: rustix::process::getpid().as_raw_nonzero().get(),
         // SAFETY: an all-zero signal set is a valid value; it is filled below.
         mask: unsafe { std::mem::zeroed() },
@@ -183,8 +200,10 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
                 fail(plan);
             }
         }
-        if (*plan).inherit >= 0 && libc::fcntl((*plan).inherit, libc::F_SETFD, 0) < 0 {
-            fail(plan);
+        for inherited in (*plan).inherit {
+            if inherited >= 0 && libc::fcntl(inherited, libc::F_SETFD, 0) < 0 {
+                fail(plan);
+            }
         }
         if let Some(limit) = &(*plan).open_files {
             libc::setrlimit(libc::RLIMIT_NOFILE, limit);
@@ -291,6 +310,8 @@ impl Groups {
 
 struct Guard {
     groups: &'static Groups,
+    /// Groups that end by themselves when we do; see [`Command::leashed`].
+    leashed: &'static Groups,
     /// Nothing is written to it: its end, which only our own end brings, is the guard's signal.
     _alive: OwnedFd,
 }
@@ -309,7 +330,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(10);
 ///
 /// Call it first of all, while the program has one thread.
 pub fn start_guard(held: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let groups = Groups::shared()?;
+    let (groups, leashed) = (Groups::shared()?, Groups::shared()?);
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // SAFETY: the caller promises a single thread, so the child's copy of the memory is whole
     // and no lock in it is held.
@@ -317,11 +338,12 @@ pub fn start_guard(held: Option<BorrowedFd<'_>>) -> io::Result<()> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(write);
-            guard(groups, read, held)
+            guard([groups, leashed], read, held)
         }
         _ => {
             let _ = GUARD.set(Guard {
                 groups,
+                leashed,
                 _alive: write,
             });
             Ok(())
@@ -340,13 +362,14 @@ pub fn remember(pid: Pid) {
 pub fn forget(pid: Pid) {
     if let Some(guard) = GUARD.get() {
         guard.groups.set(pid.as_raw_nonzero().get(), false);
+        guard.leashed.set(pid.as_raw_nonzero().get(), false);
     }
 }
 
 /// The guard's life: it holds nothing but its pipe and what it was told to hold, so that nobody
 /// waits for an end of file because of it, and it is in a session of its own, so that no Ctrl-C
 /// reaches it.
-fn guard(groups: &Groups, pipe: OwnedFd, held: Option<BorrowedFd<'_>>) -> ! {
+fn guard([groups, leashed]: [&Groups; 2], pipe: OwnedFd, held: Option<BorrowedFd<'_>>) -> ! {
     let mut kept = [
         pipe.as_raw_fd().unsigned_abs(),
         held.map_or(pipe.as_raw_fd(), |held| held.as_raw_fd())
@@ -378,8 +401,12 @@ fn guard(groups: &Groups, pipe: OwnedFd, held: Option<BorrowedFd<'_>>) -> ! {
     }
     let start = Instant::now();
     let is_left = |group| rustix::process::test_kill_process_group(group).is_ok();
-    while groups.alive().any(is_left) && start.elapsed() < GONE_WITHIN {
+    let all = || groups.alive().chain(leashed.alive());
+    while all().any(is_left) && start.elapsed() < GONE_WITHIN {
         std::thread::sleep(Duration::from_millis(5));
+    }
+    for group in leashed.alive() {
+        let _ = kill_process_group(group, Signal::KILL);
     }
     // SAFETY: ends this process without running what belongs to the parent.
     unsafe { libc::_exit(0) }

@@ -8,8 +8,13 @@
 //! A last line without its line feed was cut by a kill: it is dropped, and what it recorded was
 //! not begun. Anything else that cannot be read is an error: the journal is never guessed at.
 //!
+//! Two locks keep runs apart. That of the journal itself says that an apscli is at it; that of
+//! `guard.lock` stays with the guard process until everything that a killed apscli had started is
+//! gone. So a resume knows whom it meets: it refuses the first, and waits for the second.
+//!
 //! Must not decide anything.
 
+use std::borrow::Cow;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
@@ -22,9 +27,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::event::{CancelCause, Event, KillCause, Outcome, Reason};
-use crate::engine::graph::Graph;
+use crate::engine::graph::{Graph, NodeIx};
 use crate::engine::name::{Attempt, NodeName};
 use crate::engine::state::RunState;
+use crate::executor::fence::Mode;
 use crate::template::Params;
 
 /// The journal's format; a reader refuses others.
@@ -41,6 +47,9 @@ pub struct Header {
     pub template: String,
     /// The folder that the template's relative paths are relative to.
     pub folder: PathBuf,
+    /// The folder that nodes run in; none: that of whoever resumes (earlier journals).
+    #[serde(default)]
+    pub work_folder: Option<PathBuf>,
     /// The parameters.
     pub params: Params,
     /// How it was asked to run; a resume keeps to it where it is not asked otherwise.
@@ -62,6 +71,19 @@ pub struct Flags {
     pub python: Option<PathBuf>,
     /// Modules that the interpreter imports once.
     pub preload: Vec<String>,
+    /// The fence around nodes; a resume must not do without it.
+    pub sandbox: Option<Sandbox>,
+}
+
+/// The fence around the nodes of a run on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// What happens where the kernel cannot do all of it.
+    pub mode: Mode,
+    /// Whether nodes have a network.
+    pub network: bool,
+    /// What nodes may read and execute beside the system's and the template's folder.
+    pub readable: Vec<PathBuf>,
 }
 
 impl Flags {
@@ -78,6 +100,7 @@ impl Flags {
             } else {
                 self.preload
             },
+            sandbox: self.sandbox.or(earlier.sandbox),
         }
     }
 }
@@ -89,6 +112,7 @@ impl Header {
         source: String,
         template: String,
         folder: PathBuf,
+        work_folder: PathBuf,
         params: Params,
         flags: Flags,
     ) -> Self {
@@ -97,6 +121,7 @@ impl Header {
             source,
             template,
             folder,
+            work_folder: Some(work_folder),
             params,
             flags,
         }
@@ -106,7 +131,7 @@ impl Header {
 /// An event as it is written: nodes by name.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Record {
+enum Record<'a> {
     RunStarted {
         at: Timestamp,
     },
@@ -116,36 +141,36 @@ enum Record {
     },
     Suspended(bool),
     Started {
-        node: NodeName,
+        node: Cow<'a, NodeName>,
         attempt: Attempt,
         at: Timestamp,
     },
     Killing {
-        node: NodeName,
+        node: Cow<'a, NodeName>,
         attempt: Attempt,
         cause: KillCause,
     },
     Ended {
-        node: NodeName,
+        node: Cow<'a, NodeName>,
         attempt: Attempt,
-        outcome: Outcome,
+        outcome: Cow<'a, Outcome>,
         at: Timestamp,
     },
     GivenUp {
-        node: NodeName,
+        node: Cow<'a, NodeName>,
         at: Timestamp,
     },
     Skipped {
-        node: NodeName,
-        reason: Reason,
+        node: Cow<'a, NodeName>,
+        reason: Cow<'a, Reason>,
         at: Timestamp,
     },
 }
 
-impl Record {
-    fn new(graph: &Graph, event: &Event) -> Self {
-        let name = |node| graph.name(node).clone();
-        match event.clone() {
+impl<'a> Record<'a> {
+    fn new(graph: &'a Graph, event: &'a Event) -> Self {
+        let name = |node: NodeIx| Cow::Borrowed(graph.name(node));
+        match *event {
             Event::RunStarted { at } => Self::RunStarted { at },
             Event::Cancelled { cause, at } => Self::Cancelled { cause, at },
             Event::Suspended(suspended) => Self::Suspended(suspended),
@@ -166,28 +191,32 @@ impl Record {
             Event::Ended {
                 node,
                 attempt,
-                outcome,
+                ref outcome,
                 at,
             } => Self::Ended {
                 node: name(node),
                 attempt,
-                outcome,
+                outcome: Cow::Borrowed(outcome),
                 at,
             },
             Event::GivenUp { node, at } => Self::GivenUp {
                 node: name(node),
                 at,
             },
-            Event::Skipped { node, reason, at } => Self::Skipped {
+            Event::Skipped {
+                node,
+                ref reason,
+                at,
+            } => Self::Skipped {
                 node: name(node),
-                reason,
+                reason: Cow::Borrowed(reason),
                 at,
             },
         }
     }
 
     fn event(self, graph: &Graph) -> Result<Event, String> {
-        let find = |name: NodeName| {
+        let find = |name: Cow<'_, NodeName>| {
             graph
                 .find(name.as_str())
                 .ok_or_else(|| format!("there is no node `{name}`"))
@@ -218,7 +247,7 @@ impl Record {
             } => Event::Ended {
                 node: find(node)?,
                 attempt,
-                outcome,
+                outcome: outcome.into_owned(),
                 at,
             },
             Self::GivenUp { node, at } => Event::GivenUp {
@@ -227,7 +256,7 @@ impl Record {
             },
             Self::Skipped { node, reason, at } => Event::Skipped {
                 node: find(node)?,
-                reason,
+                reason: reason.into_owned(),
                 at,
             },
         })
@@ -248,8 +277,11 @@ pub enum JournalError {
         source: io::Error,
     },
     /// Another apscli has it.
-    #[error("{}: another apscli is still running this, or what it started is; expected a run that was killed", .0.display())]
+    #[error("{}: another apscli is still running this; expected a run that was killed", .0.display())]
     InUse(PathBuf),
+    /// What a killed apscli had started there does not come to its end.
+    #[error("{}: what a killed apscli has started there is still ending; expected it to be gone", .0.display())]
+    NotGone(PathBuf),
     /// A run was recorded here already.
     #[error("{}: a run is recorded here already; use --resume to go on with it, or another folder", .0.display())]
     Exists(PathBuf),
@@ -270,6 +302,8 @@ pub enum JournalError {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    /// The lock that the guard process keeps until all is gone that was started.
+    guard_lock: File,
     buffer: Vec<u8>,
     /// What went wrong with an event that was taken.
     failed: Option<JournalError>,
@@ -279,13 +313,8 @@ impl Drop for Journal {
     fn drop(&mut self) {
         // The guard process holds the lock too, a moment longer: a run that has ended by itself
         // leaves nothing that it would have to wait for.
+        let _ = self.guard_lock.unlock();
         let _ = self.file.unlock();
-    }
-}
-
-impl AsFd for Journal {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 }
 
@@ -295,7 +324,20 @@ pub fn path(dir: &Path) -> PathBuf {
     dir.join("journal.jsonl")
 }
 
+/// How long a lock is waited for that an apscli holds: it may have been killed just now, and be
+/// about to vanish.
+const VANISHES_WITHIN: Duration = Duration::from_secs(3);
+/// How long what a killed apscli has started is waited for. The guard itself gives up much
+/// earlier; this is for a machine so busy that the guard hardly runs.
+const GONE_WITHIN: Duration = Duration::from_secs(300);
+
 impl Journal {
+    /// What the guard process is to hold open.
+    #[must_use]
+    pub fn guard_lock(&self) -> BorrowedFd<'_> {
+        self.guard_lock.as_fd()
+    }
+
     /// Begins the journal of a new run. Only its owner can read it: parameters may be secret.
     pub fn create(dir: &Path, header: &Header) -> Result<Self, JournalError> {
         let path = path(dir);
@@ -314,13 +356,7 @@ impl Journal {
                 source,
             })?,
         };
-        let mut journal = Self {
-            path,
-            file,
-            buffer: Vec::new(),
-            failed: None,
-        };
-        journal.lock()?;
+        let mut journal = Self::locked(dir, path, file)?;
         journal.line(header)?;
         journal.flush()?;
         Ok(journal)
@@ -340,15 +376,10 @@ impl Journal {
             .append(true)
             .open(&path)
             .map_err(|source| io_error("cannot open the journal", source))?;
-        let lock = Self {
-            path: path.clone(),
-            file: file
-                .try_clone()
-                .map_err(|source| io_error("cannot open the journal", source))?,
-            buffer: Vec::new(),
-            failed: None,
-        };
-        lock.lock()?;
+        let own = file
+            .try_clone()
+            .map_err(|source| io_error("cannot open the journal", source))?;
+        let journal = Self::locked(dir, path.clone(), own)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)
             .map_err(|source| io_error("cannot read the journal", source))?;
@@ -372,32 +403,31 @@ impl Journal {
             })?;
         }
         let recorded = Recorded { path, bytes };
-        Ok((lock, header, recorded))
+        Ok((journal, header, recorded))
     }
 
-    /// Locks it, waiting a moment: what is left of a run that was killed just now may still be
-    /// ending.
-    fn lock(&self) -> Result<(), JournalError> {
-        const MOMENT: Duration = Duration::from_secs(3);
-        let start = Instant::now();
-        loop {
-            match self.file.try_lock() {
-                Ok(()) => return Ok(()),
-                Err(TryLockError::WouldBlock) if start.elapsed() < MOMENT => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                Err(TryLockError::WouldBlock) => {
-                    return Err(JournalError::InUse(self.path.clone()));
-                }
-                Err(TryLockError::Error(source)) => {
-                    return Err(JournalError::Io {
-                        path: self.path.clone(),
-                        what: "cannot lock the journal",
-                        source,
-                    });
-                }
-            }
-        }
+    /// Takes both locks, each when whoever has it is gone.
+    fn locked(dir: &Path, path: PathBuf, file: File) -> Result<Self, JournalError> {
+        lock(&file, &path, VANISHES_WITHIN, JournalError::InUse)?;
+        let guard_path = dir.join("guard.lock");
+        let guard_lock = File::options()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&guard_path)
+            .map_err(|source| JournalError::Io {
+                path: guard_path.clone(),
+                what: "cannot open the guard's lock",
+                source,
+            })?;
+        lock(&guard_lock, &guard_path, GONE_WITHIN, JournalError::NotGone)?;
+        Ok(Self {
+            path,
+            file,
+            guard_lock,
+            buffer: Vec::new(),
+            failed: None,
+        })
     }
 
     fn line(&mut self, value: &impl Serialize) -> Result<(), JournalError> {
@@ -442,6 +472,32 @@ impl Journal {
     }
 }
 
+/// Locks a file, waiting so long for whoever has it; `held` makes the error when that is too long.
+fn lock(
+    file: &File,
+    path: &Path,
+    patience: Duration,
+    held: impl FnOnce(PathBuf) -> JournalError,
+) -> Result<(), JournalError> {
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if start.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(TryLockError::WouldBlock) => return Err(held(path.to_path_buf())),
+            Err(TryLockError::Error(source)) => {
+                return Err(JournalError::Io {
+                    path: path.to_path_buf(),
+                    what: "cannot be locked",
+                    source,
+                });
+            }
+        }
+    }
+}
+
 /// The events of a journal, not folded yet.
 #[derive(Debug)]
 pub struct Recorded {
@@ -462,7 +518,7 @@ impl Recorded {
                 line: index + 1,
                 message,
             };
-            let record: Record = serde_json::from_slice(line)
+            let record: Record<'_> = serde_json::from_slice(line)
                 .map_err(|error| unreadable(format!("this record cannot be read: {error}")))?;
             let event = record.event(graph).map_err(unreadable)?;
             state.fold(graph, &event).map_err(|error| {
@@ -472,5 +528,210 @@ impl Recorded {
             })?;
         }
         Ok(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::event::{Captured, Ending, ReasonWord};
+    use crate::template::{Filling, Template};
+    use crate::value::Value;
+
+    const TEMPLATE: &str = r#"{
+        "a": {"action": {"type": "cmd", "cmd": "true"}, "timeout": 5},
+        "b ü": {"action": {"type": "cmd", "cmd": "true"}},
+        "c": {"prev_nodes": ["a", "b ü"], "action": {"type": "cmd", "cmd": "true"}},
+        "d": {"prev_nodes": ["c"], "action": {"type": "cmd", "cmd": "true"}}
+    }"#;
+
+    fn graph() -> Graph {
+        let template = Template::read("t", TEMPLATE).unwrap();
+        template.graph(Filling::With(&Params::new())).unwrap()
+    }
+
+    fn header() -> Header {
+        let params = Params::from([("p".to_owned(), Value::from("é"))]);
+        let flags = Flags {
+            parallel: NonZeroUsize::new(3),
+            timeout: Some(Duration::from_millis(1500)),
+            grace: Some(Duration::from_secs(2)),
+            python: Some("/bin/python3".into()),
+            preload: vec!["m".to_owned()],
+            sandbox: Some(Sandbox {
+                mode: Mode::BestEffort,
+                network: true,
+                readable: vec!["/data".into()],
+            }),
+        };
+        let (folder, work) = ("/folder".into(), "/work".into());
+        Header::new(
+            "t".to_owned(),
+            TEMPLATE.to_owned(),
+            folder,
+            work,
+            params,
+            flags,
+        )
+    }
+
+    /// A run in which everything happens that can.
+    fn events(graph: &Graph) -> Vec<Event> {
+        let node = |name| graph.find(name).unwrap();
+        let at =
+            |second: i64| Timestamp::from_millisecond(1_800_000_000_123 + second * 1000).unwrap();
+        let (first, second) = (Attempt::FIRST, Attempt::FIRST.next());
+        let started = |name, attempt, second| Event::Started {
+            node: node(name),
+            attempt,
+            at: at(second),
+        };
+        let ended = |name, attempt, outcome, second| Event::Ended {
+            node: node(name),
+            attempt,
+            outcome,
+            at: at(second),
+        };
+        let said = Outcome {
+            ending: Ending::Exited(3),
+            captured: Captured {
+                output: Some(Value::from("two\nlines")),
+                truncated: [("output".to_owned(), 7)].into(),
+                ..Captured::default()
+            },
+        };
+        let lost = || Outcome::silent(Ending::Lost("gone".to_owned()));
+        vec![
+            Event::RunStarted { at: at(0) },
+            started("a", first, 1),
+            started("b ü", first, 1),
+            Event::Suspended(true),
+            Event::Suspended(false),
+            ended("a", first, lost(), 2),
+            started("a", second, 3),
+            ended("b ü", first, said, 4),
+            Event::Killing {
+                node: node("a"),
+                attempt: second,
+                cause: KillCause::NodeTimeout,
+            },
+            Event::Cancelled {
+                cause: CancelCause::Asked,
+                at: at(8),
+            },
+            ended(
+                "a",
+                second,
+                Outcome::silent(Ending::Killed(KillCause::NodeTimeout)),
+                9,
+            ),
+            Event::Skipped {
+                node: node("c"),
+                reason: Reason::new(ReasonWord::Cancelled, "the run was cancelled"),
+                at: at(9),
+            },
+            started("d", first, 9),
+            ended("d", first, lost(), 10),
+            Event::GivenUp {
+                node: node("d"),
+                at: at(11),
+            },
+        ]
+    }
+
+    fn folded(graph: &Graph, events: &[Event]) -> RunState {
+        let mut state = RunState::new(graph);
+        for event in events {
+            state.fold(graph, event).unwrap();
+        }
+        state
+    }
+
+    /// Writes a journal and gives its bytes, and where its records end.
+    fn written(dir: &Path, graph: &Graph) -> (Vec<u8>, Vec<usize>) {
+        let mut journal = Journal::create(dir, &header()).unwrap();
+        let size = || usize::try_from(path(dir).metadata().unwrap().len()).unwrap();
+        let mut ends = vec![size()];
+        for event in events(graph) {
+            journal.push(graph, &event);
+            assert_eq!(Some(&size()), ends.last(), "written before it is flushed");
+            journal.flush().unwrap();
+            ends.push(size());
+        }
+        (std::fs::read(path(dir)).unwrap(), ends)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (dir, graph) = (tempfile::tempdir().unwrap(), graph());
+        let (bytes, _) = written(dir.path(), &graph);
+        let (_journal, read, recorded) = Journal::open(dir.path()).unwrap();
+        assert_eq!(read, header());
+        assert_eq!(
+            recorded.fold(&graph).unwrap(),
+            folded(&graph, &events(&graph))
+        );
+        assert_eq!(std::fs::read(path(dir.path())).unwrap(), bytes);
+    }
+
+    /// As a kill in the middle of a write would: the whole records before the cut count, what is
+    /// left of the last goes, and the journal goes on from there.
+    #[test]
+    fn a_journal_that_is_cut_anywhere_is_read_up_to_its_last_whole_record() {
+        let (dir, graph) = (tempfile::tempdir().unwrap(), graph());
+        let (bytes, ends) = written(dir.path(), &graph);
+        let events = events(&graph);
+        for cut in ends[0]..=bytes.len() {
+            std::fs::write(path(dir.path()), &bytes[..cut]).unwrap();
+            let whole = ends.iter().rposition(|end| *end <= cut).unwrap();
+            let (mut journal, _, recorded) = Journal::open(dir.path()).unwrap();
+            let state = recorded.fold(&graph).unwrap();
+            assert_eq!(state, folded(&graph, &events[..whole]), "cut at {cut}");
+            for event in &events[whole..] {
+                journal.push(&graph, event);
+            }
+            journal.flush().unwrap();
+            assert_eq!(std::fs::read(path(dir.path())).unwrap(), bytes);
+        }
+        for cut in 0..ends[0] {
+            std::fs::write(path(dir.path()), &bytes[..cut]).unwrap();
+            let error = Journal::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(":1: this is no journal"), "{error}");
+            assert_eq!(std::fs::read(path(dir.path())).unwrap(), bytes[..cut]);
+        }
+    }
+
+    #[test]
+    fn one_run_a_folder_and_one_journal_a_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::create(dir.path(), &header()).unwrap();
+        assert!(matches!(
+            Journal::create(dir.path(), &header()),
+            Err(JournalError::Exists(_))
+        ));
+        assert!(matches!(
+            Journal::open(dir.path()),
+            Err(JournalError::InUse(_))
+        ));
+        // What the guard holds is let go with the journal, though the guard has it open still.
+        let guard = journal.guard_lock().try_clone_to_owned().unwrap();
+        drop(journal);
+        assert!(Journal::open(dir.path()).is_ok());
+        drop(guard);
+    }
+
+    #[test]
+    fn what_is_asked_for_stands_above_what_was() {
+        let was = header().flags;
+        assert_eq!(Flags::default().or(was.clone()), was);
+        let asked = Flags {
+            parallel: NonZeroUsize::new(1),
+            timeout: Some(Duration::ZERO),
+            grace: Some(Duration::ZERO),
+            python: Some("p".into()),
+            preload: vec!["x".to_owned(), "y".to_owned()],
+            sandbox: Some(Sandbox::default()),
+        };
+        assert_eq!(asked.clone().or(was), asked);
     }
 }

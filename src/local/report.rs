@@ -12,7 +12,6 @@ use crate::engine::graph::{Graph, NodeIx};
 use crate::engine::name::Attempt;
 use crate::engine::spec::Action;
 use crate::engine::state::{Finished, NodeState, Phase, RunState};
-use crate::engine::step::Verdict;
 use crate::value::Value;
 
 /// The whole result: `{"output": {node: {…}}, "return_code": 0|1}`.
@@ -20,10 +19,10 @@ use crate::value::Value;
 pub struct Report<'a> {
     /// The graph that ran.
     pub graph: &'a Graph,
-    /// Its final state.
+    /// Its state.
     pub state: &'a RunState,
-    /// How the run ended.
-    pub verdict: Verdict,
+    /// How the run ended: 1 success, 0 failure; none: it goes on.
+    pub return_code: Option<i64>,
     /// Where times are shown.
     pub zone: &'a TimeZone,
 }
@@ -32,7 +31,7 @@ impl Serialize for Report<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(2))?;
         map.serialize_entry("output", &Nodes(*self))?;
-        map.serialize_entry("return_code", &self.verdict.return_code)?;
+        map.serialize_entry("return_code", &self.return_code)?;
         map.end()
     }
 }
@@ -138,8 +137,7 @@ impl<'a> Report<'a> {
 }
 
 /// The original's word for a phase; none where the node never started.
-#[must_use]
-pub fn status(phase: Phase) -> Option<&'static str> {
+fn status(phase: Phase) -> Option<&'static str> {
     match phase {
         Phase::Succeeded => Some("success"),
         Phase::Failed => Some("failure"),
@@ -156,7 +154,7 @@ fn result<'a>(
 ) -> NodeResult<'a> {
     let mut captured = std::borrow::Cow::Owned(Captured::default());
     if let Some(finished) = finished {
-        captured = std::borrow::Cow::Borrowed(&finished.captured);
+        captured = std::borrow::Cow::Borrowed(finished.captured());
         if let (Phase::Error, Some(reason)) = (finished.phase, &finished.reason) {
             let captured = captured.to_mut();
             captured

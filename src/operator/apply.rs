@@ -19,11 +19,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use crate::api::workflow_run::WorkflowRun;
+use crate::engine::event::Outcome;
 use crate::engine::graph::NodeIx;
 use crate::engine::name::Attempt;
 use crate::executor::pod::build::build;
 use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID};
 
+use super::client::{is_conflict, is_gone};
 use super::context::Context;
 use super::resolve::Program;
 
@@ -62,8 +64,21 @@ pub(super) enum Answer {
     Looked(Work, Option<Box<Pod>>),
     /// The finalizer of the pod with this UID is off, or the pod is gone.
     Stripped(String),
+    /// What the runner says of an attempt.
+    Process(Work, Moved),
     /// The run and all of its pods as they are; no run: it is gone.
     Surveyed(Option<Box<WorkflowRun>>, Vec<Pod>),
+}
+
+/// How far an attempt of the runner has come.
+#[derive(Debug)]
+pub(super) enum Moved {
+    /// It has not begun. In words, what it waits for.
+    Waits(String),
+    /// It has begun.
+    Began,
+    /// It is over; with what was enforced on it, in words.
+    Ended(Box<Outcome>, Option<String>),
 }
 
 /// Asks a create that has not succeeded yet to stop trying.
@@ -110,6 +125,11 @@ impl Hand {
             answers,
             creates,
         }
+    }
+
+    /// Where answers go.
+    pub(super) fn answers(&self) -> UnboundedSender<Answer> {
+        self.answers.clone()
     }
 
     fn answer(&self, answer: Answer) {
@@ -305,11 +325,11 @@ pub(super) async fn delete(context: &Context, pods: &Api<Pod>, name: &str, uid: 
         };
         match answer {
             Ok(_) => return,
-            Err(kube::Error::Api(status)) if status.code == 404 => return,
+            Err(error) if is_gone(&error) => return,
             Err(error) => {
                 tracing::warn!(pod = name, %error, "cannot delete a pod yet");
                 // A conflict may be that of the precondition, or any other.
-                if matches!(&error, kube::Error::Api(status) if status.code == 409)
+                if is_conflict(&error)
                     && let Ok(now) = pods.get_opt(name).await
                     && now.is_none_or(|now| now.metadata.uid != params_uid(&params))
                 {
@@ -354,7 +374,7 @@ pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<&Contex
         };
         match answer {
             Ok(_) => return,
-            Err(kube::Error::Api(status)) if status.code == 404 => return,
+            Err(error) if is_gone(&error) => return,
             Err(error) => {
                 if !matches!(&error, kube::Error::Api(status) if status.code == 409) {
                     tracing::warn!(pod = name, %error, "cannot take the finalizer off yet");

@@ -189,6 +189,19 @@ where
     Ok(Response::from_parts(head, body))
 }
 
+/// Whether the API server says that an object is not there. A 404 without its reason is nobody's
+/// word for that: a proxy says it, and the server itself where it does not know the kind.
+#[must_use]
+pub fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404 && status.reason == "NotFound")
+}
+
+/// Whether an object is another, or of another version, than was meant.
+#[must_use]
+pub fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
 /// What a request asks for, in RBAC's words. Paths are read as the apiserver reads them
 /// (`/api/v1/…` is the core group, `/apis/GROUP/VERSION/…` the others).
 #[must_use]

@@ -64,8 +64,11 @@ pub(super) struct Context {
     pub(super) writes: Arc<Semaphore>,
     pub(super) shelves: Shelves,
     pub(super) snapshots: super::snapshot::Snapshots,
+    pub(super) image_volumes: super::delivery::ImageVolumes,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
+    /// Where processes are carried out.
+    pub(super) runner: Option<super::runner::Runner>,
     /// This process's name in events.
     pub(super) instance: String,
 }

@@ -77,6 +77,14 @@ impl Health {
         }
     }
 
+    /// Why something that is needed is not there yet. It is let pass where that is not needed, or
+    /// no longer.
+    pub fn because(&self, what: &str, why: &str) {
+        if let Some(known) = self.inner().waits.get_mut(what) {
+            why.clone_into(known);
+        }
+    }
+
     /// The loops that have not turned within their limit, one a line of words.
     ///
     /// # Errors
@@ -217,6 +225,19 @@ mod tests {
             Err(vec!["the cache of pods: the watch was refused".to_owned()])
         );
         drop(pods);
+        assert_eq!(health.ready(), Ok(()));
+    }
+
+    #[test]
+    fn a_reason_is_told_only_of_what_is_needed() {
+        let health = Health::default();
+        let pods = health.needs("the cache of pods");
+        health.because("the cache of pods", "it is refused");
+        health.because("the cache of dogs", "nobody asked");
+        let told = health.ready().unwrap_err();
+        assert_eq!(told, ["the cache of pods: it is refused"]);
+        pods.met();
+        health.because("the cache of pods", "it is refused again");
         assert_eq!(health.ready(), Ok(()));
     }
 }

@@ -16,14 +16,15 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Preconditions, PropagationPolicy};
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
-use kube::runtime::{WatchStreamExt, watcher::Event};
+use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
 use crate::api::workflow_run::{RunPhase, WorkflowRun};
-use crate::executor::pod::{FINALIZER, LABEL_RUN_UID};
+use crate::executor::pod::{CONTAINER, FINALIZER, LABEL_RUN_UID};
 
+use super::client::{is_conflict, is_gone};
 use super::context::Context;
 use super::health::{Health, Need, Pulse};
 use super::{apply, workflow_run};
@@ -32,11 +33,16 @@ use super::{apply, workflow_run};
 /// noticed within this time and the five seconds that the client adds.
 const WATCH_SECONDS: u32 = 30;
 
-/// How long to wait before a list that is needed anew.
-const LIST_AGAIN: Duration = Duration::from_secs(1);
+/// The first pause before a watch is begun anew is as long as after so many tries of another call:
+/// 0.8 s.
+const FIRST_PAUSE: u32 = 3;
 
 /// How long the hub may stand still before it counts as dead.
 const SILENCE: Duration = Duration::from_mins(1);
+
+/// What the hub needs to know before it works, as readiness names it.
+pub(super) const RUNS: &str = "the list of runs";
+pub(super) const PODS: &str = "the list of pods";
 
 /// How many runs that are no more are remembered.
 const REMEMBERED: usize = 1000;
@@ -127,8 +133,14 @@ pub(super) struct Hub {
     pods_needed: Need,
 }
 
-/// A watch that goes on for ever; errors are told and tried again.
-pub(super) fn watch<K>(api: Api<K>, labels: Option<&str>) -> impl Stream<Item = Event<K>> + use<K>
+/// A watch that goes on for ever; errors are told and tried again. Where it is the first list of
+/// `what` that fails, whoever asks for readiness hears why.
+pub(super) fn watch<K>(
+    api: Api<K>,
+    labels: Option<&str>,
+    health: &Health,
+    what: &'static str,
+) -> impl Stream<Item = Event<K>> + use<K>
 where
     K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
     K::DynamicType: Default + Clone + Eq + std::hash::Hash,
@@ -137,19 +149,26 @@ where
     if let Some(labels) = labels {
         config = config.labels(labels);
     }
-    let begin = move || {
-        let events = watcher(api.clone(), config.clone());
-        events.default_backoff().boxed()
-    };
-    let events = begin();
-    futures::stream::unfold((begin, events), |(begin, mut events)| async move {
+    let begin = move || watcher(api.clone(), config.clone()).boxed();
+    let begun = (begin(), health.clone(), 0);
+    futures::stream::unfold((begin, begun), move |(begin, begun)| async move {
+        let (mut events, health, mut failures) = begun;
         loop {
             match events.next().await? {
-                Ok(event) => return Some((event, (begin, events))),
+                Ok(event) => {
+                    // That a list begins does not say that it is answered. (The library's own
+                    // backoff takes it for a success, and so would ask each second for ever.)
+                    if !matches!(event, Event::Init) {
+                        failures = 0;
+                    }
+                    return Some((event, (begin, (events, health, failures))));
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "a watch was broken off; it is begun anew");
+                    tracing::warn!(%error, "{what}: a watch was broken off; it is begun anew");
+                    health.because(what, &error.to_string());
+                    tokio::time::sleep(apply::pause(failures + FIRST_PAUSE)).await;
+                    failures += 1;
                     if is_too_old(&error) {
-                        tokio::time::sleep(LIST_AGAIN).await;
                         events = begin();
                     }
                 }
@@ -205,12 +224,17 @@ fn is_of(pod: &Pod, run_uid: &str) -> bool {
         && pod.finalizers().iter().any(|it| it == FINALIZER)
 }
 
+/// Whether the action of a pod is over. A kubelet says so of the container first, and of the pod's
+/// phase some time later.
 fn has_ended(pod: &Pod) -> bool {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
+    let Some(status) = &pod.status else {
+        return false;
+    };
+    let mut containers = status.container_statuses.iter().flatten();
+    let container = containers.find(|container| container.name == CONTAINER);
+    let state = container.and_then(|container| container.state.as_ref());
+    state.is_some_and(|state| state.terminated.is_some())
+        || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
 impl Hub {
@@ -230,8 +254,8 @@ impl Hub {
             lists: (0..places).map(|place| (place, Lists::default())).collect(),
             done,
             pulse: health.pulse("the hub", SILENCE),
-            runs_needed: health.needs("the list of runs"),
-            pods_needed: health.needs("the list of pods"),
+            runs_needed: health.needs(RUNS),
+            pods_needed: health.needs(PODS),
         };
         (hub, finished)
     }
@@ -590,10 +614,10 @@ impl Hub {
                             tracing::info!(run = expired.name, "deleted: its time to live is over");
                             return;
                         }
-                        Err(kube::Error::Api(status)) if status.code == 404 => return,
+                        Err(error) if is_gone(&error) => return,
                         Err(error) => {
                             // A conflict may be that of the precondition, or any other.
-                            if matches!(&error, kube::Error::Api(status) if status.code == 409)
+                            if is_conflict(&error)
                                 && let Ok(now) = runs.get_opt(&expired.name).await
                                 && now.is_none_or(|now| now.uid().as_ref() != Some(&expired.uid))
                             {

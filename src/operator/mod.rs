@@ -12,15 +12,18 @@
 mod apply;
 pub mod client;
 mod context;
+mod delivery;
 mod floor;
 pub mod health;
 mod hub;
 pub mod lease;
 pub mod metrics;
 pub mod options;
+pub mod past;
 pub mod presence;
 mod publish;
 mod resolve;
+mod runner;
 mod service;
 mod snapshot;
 pub mod spans;
@@ -126,14 +129,29 @@ async fn work(
     health: &Health,
     instance: String,
 ) {
+    let runner = options.runner.clone().map(runner::Runner::new);
+    work_with(client, options, metrics, health, instance, runner).await;
+}
+
+/// The same, with this runner.
+async fn work_with(
+    client: Client,
+    options: Options,
+    metrics: Arc<Metrics>,
+    health: &Health,
+    instance: String,
+    runner: Option<runner::Runner>,
+) {
     let (shelves, services) = service::start(&client, &options, health);
     let context = Arc::new(Context {
         client: client.clone(),
         writes: Arc::new(Semaphore::new(options.max_writes.get())),
         shelves,
         snapshots: snapshot::Snapshots::default(),
+        image_volumes: delivery::ImageVolumes::default(),
         metrics,
         clock: Clock::default(),
+        runner,
         instance,
         options,
     });
@@ -146,14 +164,16 @@ async fn work(
         let runs = apis(&client, &context.options.scope);
         let places = runs.len();
         for (place, api) in runs.into_iter().enumerate() {
-            let runs = watch(api, None).map(move |event| Incoming::Run(place, event));
+            let runs = watch(api, None, health, hub::RUNS);
+            let runs = runs.map(move |event| Incoming::Run(place, event));
             incoming.push(runs.boxed());
         }
         for (place, api) in apis::<Pod>(&client, &context.options.scope)
             .into_iter()
             .enumerate()
         {
-            let pods = watch(api, Some(&labels)).map(move |event| Incoming::Pod(place, event));
+            let pods = watch(api, Some(&labels), health, hub::PODS);
+            let pods = pods.map(move |event| Incoming::Pod(place, event));
             incoming.push(pods.boxed());
         }
         let (hub, finished) = Hub::new(Arc::clone(&context), health, places);

@@ -29,6 +29,7 @@ use crate::engine::graph::{Graph, NodeIx};
 use crate::engine::state::{Phase, RunState};
 use crate::engine::step::Verdict;
 
+use super::client::{is_conflict, is_gone};
 use super::context::Context;
 use super::floor::Floor;
 use super::resolve::Unresolved;
@@ -37,6 +38,8 @@ use super::status::{self, PAGE, PodFacts};
 /// Shortest time from one write to the next, for runs without pages and for runs with.
 const PAUSE: Duration = Duration::from_millis(300);
 const PAUSE_PAGED: Duration = Duration::from_secs(1);
+/// How long what is seldom news waits for a write that is made anyhow.
+const LATER: Duration = Duration::from_secs(2);
 /// How often a page is written again that was changed by somebody else.
 const CONFLICTS: usize = 3;
 /// Longest pause after writes that failed.
@@ -265,6 +268,8 @@ pub(super) struct Publisher {
     nodes: BTreeSet<NodeIx>,
     dirty: bool,
     hurry: bool,
+    /// When there is something to write though nothing else comes.
+    later: Option<Instant>,
     /// The pages of the write in flight.
     writing: Option<BTreeSet<u32>>,
     /// Pages of a write that failed.
@@ -289,6 +294,7 @@ impl Publisher {
             nodes: BTreeSet::new(),
             dirty: true,
             hurry: true,
+            later: None,
             writing: None,
             again: BTreeSet::new(),
             next: Instant::now(),
@@ -330,6 +336,13 @@ impl Publisher {
         self.dirty = true;
     }
 
+    /// A node has changed in what soon changes again. It is written with whatever comes next, or
+    /// should nothing come, a while later.
+    pub(super) fn touch_node_later(&mut self, ix: NodeIx) {
+        self.nodes.insert(ix);
+        self.later = self.later.or_else(|| Some(Instant::now() + LATER));
+    }
+
     /// The next write shall not wait.
     pub(super) fn hurry(&mut self) {
         self.hurry = true;
@@ -338,14 +351,20 @@ impl Publisher {
 
     /// Whether to write now.
     pub(super) fn is_ready(&self, over: bool) -> bool {
-        let idle = self.writing.is_none() && self.dirty;
+        let late = self.later.is_some_and(|later| later <= Instant::now());
+        let idle = self.writing.is_none() && (self.dirty || late);
         let failed = self.failures > 0;
         idle && ((!failed && (over || self.hurry)) || self.next <= Instant::now())
     }
 
     /// When to write next, if there is something to write and nothing in flight.
     pub(super) fn due(&self) -> Option<Instant> {
-        (self.writing.is_none() && self.dirty).then_some(self.next)
+        let due = if self.dirty {
+            Some(self.next)
+        } else {
+            self.later.map(|later| later.max(self.next))
+        };
+        due.filter(|_| self.writing.is_none())
     }
 
     /// The pages whose nodes have changed.
@@ -367,6 +386,7 @@ impl Publisher {
         self.again.clear();
         self.dirty = false;
         self.hurry = false;
+        self.later = None;
         self.paged = draft.status.pages.is_some();
         self.writing = Some(draft.pages.iter().map(|page| page.index).collect());
         let task = Write {
@@ -471,7 +491,7 @@ impl Write {
                 version: draft.version,
                 run: Arc::new(run),
             },
-            Err(kube::Error::Api(status)) if status.code == 404 => Published::Gone,
+            Err(error) if is_gone(&error) => Published::Gone,
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 match runs.get_opt(&name).await {
                     Ok(Some(run)) if run.metadata.uid == self.run.metadata.uid => {
@@ -549,11 +569,12 @@ impl Write {
         loop {
             tries += 1;
             let answer = if let Some(version) = self.made.get(index) {
-                let mut metadata = json!({"resourceVersion": version});
-                if tries > 1 {
-                    // Without its owner it would not be read back.
-                    metadata["ownerReferences"] = json!(page.metadata.owner_references);
-                }
+                // Without its owner it would not be read back.
+                let owners = page.metadata.owner_references.as_ref();
+                let metadata = match owners.filter(|_| tries > 1) {
+                    Some(owners) => json!({"resourceVersion": version, "ownerReferences": owners}),
+                    None => json!({"resourceVersion": version}),
+                };
                 let patch = json!({"metadata": metadata, "spec": {"nodes": page.spec.nodes}});
                 let patch = Patch::Merge(patch);
                 let written = pages.patch_metadata(&name, &params, &patch).await;
@@ -568,12 +589,12 @@ impl Write {
                     return Ok(());
                 }
                 // Somebody deleted it. All of its nodes are in hand, so it is made again.
-                Err(kube::Error::Api(status)) if status.code == 404 && tries < CONFLICTS => {
+                Err(error) if is_gone(&error) && tries < CONFLICTS => {
                     self.made.set(index, None);
                 }
                 // It was made before a restart, the answer was lost, or somebody changed it. What
                 // we know is the truth: whoever else has written it does not lead any more.
-                Err(kube::Error::Api(status)) if status.code == 409 && tries < CONFLICTS => {
+                Err(error) if is_conflict(&error) && tries < CONFLICTS => {
                     let now = pages.get_metadata_opt(&name).await?;
                     let version = now.and_then(|now| now.metadata.resource_version);
                     self.made.set(index, version);

@@ -6,6 +6,7 @@
 //!
 //! Must not start anything.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +16,17 @@ use kube::ResourceExt;
 use crate::api::workflow_run::{ExecutorKind, OnLost, PodOverrides, Resolved, WorkflowRun};
 use crate::api::{object_to_value, to_value};
 use crate::catalog::cluster::{Found, Written};
-use crate::engine::graph::Graph;
+use crate::engine::graph::{Graph, NodeIx};
+use crate::engine::name::Attempt;
+use crate::engine::spec::Node;
 use crate::engine::step::{self, Limits};
-use crate::executor::pod::build::{self, Delivery, RunPods, Scripts, SecretParam};
+use crate::executor::decision::{Work, millis, secret_token};
+use crate::executor::pod::build::{self, RunPods, Scripts, SecretParam};
+use crate::executor::runner::{Piece, Script};
 use crate::template::{Filling, Params, Template};
+use crate::value::Value;
 
 use super::context::Context;
-use super::options;
 use super::snapshot::{self, Pinned};
 
 /// How long a node that is ended has between TERM and KILL.
@@ -32,8 +37,25 @@ pub(super) struct Program {
     pub(super) graph: Arc<Graph>,
     pub(super) pods: RunPods,
     pub(super) resolved: Resolved,
+    /// The nodes that are processes beside the operator.
+    pub(super) processes: BTreeSet<NodeIx>,
+    /// Whether those have a network.
+    pub(super) network: bool,
+    /// The scripts for those, by the copy that has them.
+    pub(super) files: Arc<Vec<Vec<Script>>>,
     /// Whether `resolved` must be on record before anything starts.
     pub(super) record_first: bool,
+}
+
+impl Program {
+    /// An attempt, as the runner knows it.
+    pub(super) fn piece(&self, ix: NodeIx, attempt: Attempt) -> Piece {
+        Piece {
+            run: self.pods.uid.clone(),
+            node: self.graph.name(ix).to_string(),
+            attempt: attempt.get(),
+        }
+    }
 }
 
 /// Why there is nothing to run.
@@ -78,15 +100,7 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
         }
         None => pin(context, run).await?,
     };
-    if run.spec.executor.or(pinned.executor) == Some(ExecutorKind::Process) {
-        let message = "executor: `process` is not offered by this operator; expected `pod`";
-        return Err(Unresolved::never("ProcessNotAllowed", message));
-    }
-    let template = template(run, &pinned)?;
-    let params = params(run, &pinned)?;
-    let graph = template
-        .graph(Filling::With(&params))
-        .map_err(|problems| Unresolved::never("InvalidTemplate", problems.to_string()))?;
+    let (template, graph) = graph(run, &pinned)?;
     let resolved = Resolved {
         fqsn: pinned.fqsn.clone(),
         version: pinned.version.clone(),
@@ -99,12 +113,87 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
         ),
         snapshot,
     };
+    let processes = processes(run, &pinned, &graph);
+    let mut files = Vec::new();
+    if !processes.is_empty() {
+        check_processes(context, run, &pinned, &graph, &processes)?;
+        files = snapshot::scripts(context, run, &pinned).await?;
+    }
     Ok(Program {
+        processes,
+        network: pinned.network == Some(true),
+        files: Arc::new(files),
         graph: Arc::new(graph),
-        pods: pods(context, run, &pinned),
+        pods: pods(context, run, &pinned).await,
         record_first: recorded.is_none() && !resolved.snapshot.is_empty(),
         resolved,
     })
+}
+
+/// The nodes that are to be processes: by their own word, else by the run's, else by the
+/// service's.
+fn processes(run: &WorkflowRun, pinned: &Pinned, graph: &Graph) -> BTreeSet<NodeIx> {
+    let all = run.spec.executor.or(pinned.executor) == Some(ExecutorKind::Process);
+    let nodes = graph.iter().filter(|(_, node)| {
+        let own = node.action_shown.get("executor").map(Value::to_plain_text);
+        own.map_or(all, |own| own == "process")
+    });
+    nodes.map(|(ix, _)| ix).collect()
+}
+
+/// Whether the run's processes may be, and can be.
+fn check_processes(
+    context: &Context,
+    run: &WorkflowRun,
+    pinned: &Pinned,
+    graph: &Graph,
+    processes: &BTreeSet<NodeIx>,
+) -> Result<(), Unresolved> {
+    let namespace = run.namespace().unwrap_or_default();
+    let options = &context.options;
+    // Where a service was found is on record with the content that has its hash for a name.
+    let source = pinned.source.as_deref().unwrap_or_default();
+    let place = source.split(' ').nth(1).and_then(|it| it.split_once('/'));
+    let is_shared = place.is_some_and(|(of, _)| of == options.shared_namespace);
+    let shared = pinned.fqsn.as_deref().filter(|_| is_shared);
+    if context.runner.is_none() || !options.processes.allow(&namespace, shared) {
+        let message = format!(
+            "executor: `process` is not allowed here; expected `pod` (the cluster's administrator \
+             can allow it for namespace {namespace}: --process-namespace, or for a service of \
+             namespace {}: --process-service)",
+            options.shared_namespace
+        );
+        return Err(Unresolved::never("ProcessNotAllowed", message));
+    }
+    let uid = run.metadata.uid.clone().unwrap_or_default();
+    let secrets = run
+        .spec
+        .params_from
+        .iter()
+        .filter_map(|it| it.secret.as_ref());
+    for secret in secrets {
+        let token = secret_token(&uid, &secret.param);
+        let named = processes
+            .iter()
+            .find(|ix| decision(graph.node(**ix)).names(&token));
+        if let Some(ix) = named {
+            let message = format!(
+                "node {}: the parameter `{}` comes from a Secret, which only a pod can be given: \
+                 the operator has no right to read Secrets; expected executor `pod`",
+                graph.name(*ix),
+                secret.param
+            );
+            return Err(Unresolved::never("SecretOutOfReach", message));
+        }
+    }
+    Ok(())
+}
+
+/// What the runner is told of a node.
+pub(super) fn decision(node: &Node) -> Work {
+    let mut work = Work::new(node.action.clone(), node.param.clone(), GRACE);
+    work.timeout_ms = node.timeout.map(millis);
+    work
 }
 
 /// What the operator does not do for this run, whatever it runs.
@@ -161,6 +250,16 @@ fn found(context: &Context, run: &WorkflowRun, fqsn: &str) -> Result<Found, Unre
         .map_err(|error| Unresolved::wait("ServiceNotFound", error.to_string()))
 }
 
+/// The template, and the graph that it is with the run's parameters.
+pub(super) fn graph(run: &WorkflowRun, pinned: &Pinned) -> Result<(Template, Graph), Unresolved> {
+    let template = template(run, pinned)?;
+    let params = params(run, pinned)?;
+    let graph = template
+        .graph(Filling::With(&params))
+        .map_err(|problems| Unresolved::never("InvalidTemplate", problems.to_string()))?;
+    Ok((template, graph))
+}
+
 /// The template, from where it is fixed.
 fn template(run: &WorkflowRun, pinned: &Pinned) -> Result<Template, Unresolved> {
     match (&pinned.template, &run.spec.template) {
@@ -195,20 +294,12 @@ fn params(run: &WorkflowRun, pinned: &Pinned) -> Result<Params, Unresolved> {
         .map_err(|problems| Unresolved::never("InvalidParameters", problems.join("; ")))
 }
 
-fn pods(context: &Context, run: &WorkflowRun, pinned: &Pinned) -> RunPods {
+async fn pods(context: &Context, run: &WorkflowRun, pinned: &Pinned) -> RunPods {
     let options = &context.options;
     let chosen = run.spec.image.clone().or_else(|| pinned.image.clone());
     let image = chosen.unwrap_or_else(|| options.node_image.clone());
-    let is_default = image == options.node_image;
-    let tools = || options.tools_image.clone();
-    let delivery = match options.delivery {
-        None if is_default => Delivery::InImage,
-        Some(options::Delivery::InImage) => Delivery::InImage,
-        Some(options::Delivery::ImageVolume) => Delivery::ImageVolume { image: tools() },
-        None | Some(options::Delivery::InitCopy | options::Delivery::Auto) => {
-            Delivery::InitCopy { image: tools() }
-        }
-    };
+    let volumes = &context.image_volumes;
+    let delivery = volumes.delivery(&context.client, options, &image).await;
     let secrets = run.spec.params_from.iter().filter_map(|source| {
         let secret = source.secret.as_ref()?;
         Some(SecretParam {

@@ -37,6 +37,9 @@ use super::options::{Options, Scope};
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long until a status that could not be written is written again.
 const LATER: Duration = Duration::from_secs(10);
+/// What the catalogue needs to know first, as readiness names it.
+const SERVICES: &str = "the cache of Services";
+const CONFIG_MAPS: &str = "the cache of catalogue ConfigMaps";
 /// Most bytes of messages in a status; the object must stay far below 1 MiB.
 const MESSAGES: usize = 64 * 1024;
 
@@ -116,7 +119,7 @@ pub(super) fn start(
     for api in super::apis::<Guarded>(client, &scope) {
         let (store, writer) = reflector::store();
         services.push(store.clone());
-        let changes = watch(api, None).map(slim).map(Ok);
+        let changes = watch(api, None, health, SERVICES).map(slim).map(Ok);
         watched_services.push((store, reflector::reflector(writer, changes).boxed()));
     }
     let mut config_maps = Vec::new();
@@ -124,17 +127,15 @@ pub(super) fn start(
     for api in super::apis::<ConfigMap>(client, &scope) {
         let (store, writer) = reflector::store();
         config_maps.push(store);
-        let changes = watch(api, Some(cluster::LABEL)).map(slim).map(Ok);
+        let changes = watch(api, Some(cluster::LABEL), health, CONFIG_MAPS);
+        let changes = changes.map(slim).map(Ok);
         watched_maps.push(reflector::reflector(writer, changes).boxed());
     }
     let shelves = Shelves {
         services: Shelf(services),
         config_maps: Shelf(config_maps),
     };
-    let needs = (
-        health.needs("the cache of Services"),
-        health.needs("the cache of catalogue ConfigMaps"),
-    );
+    let needs = (health.needs(SERVICES), health.needs(CONFIG_MAPS));
     let known = shelves.clone();
     let work = move |context: Arc<Context>| -> Work {
         Box::pin(async move {

@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -30,9 +32,11 @@ use crate::api::{GROUP, VERSION};
 use crate::catalog::cluster::{self, Found, Written};
 use crate::catalog::gzip;
 use crate::executor::decision::secret_token;
+use crate::executor::runner::Script;
 use crate::template::Params;
 use crate::value::Value;
 
+use super::client::{is_conflict, is_gone};
 use super::context::Context;
 use super::resolve::Unresolved;
 use parcel::{Content, Name, Parcel};
@@ -68,6 +72,9 @@ pub(super) struct Pinned {
     /// What carries out the service's nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) executor: Option<ExecutorKind>,
+    /// Whether the service's processes have a network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) network: Option<bool>,
     /// Further properties of the service's pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pod: Option<PodOverrides>,
@@ -197,8 +204,53 @@ pub(super) async fn read(
     unpack(run, found)
 }
 
+/// The service's scripts as files, by the copy that has them.
+pub(super) async fn scripts(
+    context: &Context,
+    run: &WorkflowRun,
+    pinned: &Pinned,
+) -> Result<Vec<Vec<Script>>, Unresolved> {
+    let namespace = run.namespace().unwrap_or_default();
+    let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
+    let mut all = Vec::new();
+    for scripts in &pinned.scripts {
+        let name = &scripts.config_map;
+        let map = context
+            .insist("read a snapshot", || maps.get_opt(name))
+            .await;
+        let broken = |why: String| {
+            let message = format!("the scripts of this run cannot be read any more: {why}");
+            Unresolved::never("SnapshotBroken", message)
+        };
+        let Some(map) = map else {
+            return Err(broken(format!("{name} is gone")));
+        };
+        let checked = Name::of(name).ok_or_else(|| format!("{name} is no name of a copy"));
+        checked
+            .and_then(|name| parcel::check_scripts(&name, &map))
+            .map_err(broken)?;
+        let files = scripts.keys.iter().filter_map(|key| {
+            let content = cluster::bytes(&map, key)?;
+            let path = match scripts.path.as_str() {
+                "" => key.clone(),
+                folder => format!("{folder}/{key}"),
+            };
+            Some(Script {
+                path,
+                mode: u32::try_from(scripts.mode).unwrap_or(0o555),
+                content: STANDARD.encode(content),
+            })
+        });
+        all.push(files.collect());
+    }
+    Ok(all)
+}
+
 /// What a run runs, from its copies as they were found.
-fn unpack(run: &WorkflowRun, found: Vec<(&str, Option<ConfigMap>)>) -> Result<Pinned, Unresolved> {
+pub(super) fn unpack(
+    run: &WorkflowRun,
+    found: Vec<(&str, Option<ConfigMap>)>,
+) -> Result<Pinned, Unresolved> {
     let namespace = run.namespace().unwrap_or_default();
     let lost = |reason: &str, why: String| {
         let message = format!(
@@ -367,19 +419,29 @@ fn join(parts: &[Vec<u8>]) -> Result<String, String> {
     // Compressed parts in a row are a compressed whole too.
     let joined = cluster::to_text(Cow::Borrowed(&whole));
     match joined {
-        Err(_) if parts.len() > 1 => {
-            let unfolded = parts.iter().enumerate().map(|(place, part)| {
-                cluster::unfold(Cow::Borrowed(part)).map_err(|why| format!("part {place}: {why}"))
-            });
-            match unfolded.collect::<Result<Vec<_>, _>>() {
-                Ok(parts) => cluster::to_text(Cow::Owned(parts.concat())),
-                // What is wrong with the whole says more where the whole was meant.
-                Err(_) if gzip::is_gzip(&whole) => joined,
-                Err(why) => Err(why),
-            }
-        }
+        Err(_) if parts.len() > 1 => match unfold_each(parts) {
+            Ok(text) => cluster::to_text(Cow::Owned(text)),
+            // What is wrong with the whole says more where the whole was meant.
+            Err(_) if gzip::is_gzip(&whole) => joined,
+            Err(why) => Err(why),
+        },
         joined => joined,
     }
+}
+
+/// Joins the parts of a text that are compressed each for itself. All together they may not unfold
+/// to more than one.
+fn unfold_each(parts: &[Vec<u8>]) -> Result<Vec<u8>, String> {
+    let mut all = Vec::new();
+    for (place, part) in parts.iter().enumerate() {
+        let part =
+            cluster::unfold(Cow::Borrowed(part)).map_err(|why| format!("part {place}: {why}"))?;
+        all.extend(part);
+        if all.len() > gzip::LARGEST {
+            return Err(gzip::GzipError::TooLarge.to_string());
+        }
+    }
+    Ok(all)
 }
 
 /// What an answer of the API server means for a run.
@@ -495,6 +557,7 @@ impl<'a> Keeper<'a> {
             template: Some(found.template),
             image: found.image,
             executor: found.executor,
+            network: found.network,
             pod: found.pod,
             scripts,
             declared: found.params,
@@ -653,7 +716,7 @@ async fn keep_copy(
             .await;
         match answer {
             Ok(_) => return Ok(Room::Kept),
-            Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {}
+            Err(error) if is_gone(&error) || is_conflict(&error) => {}
             Err(error) => return Err(failed(&error)),
         }
     }

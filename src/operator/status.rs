@@ -30,7 +30,9 @@ const SHOWN: usize = 50;
 const LIST: usize = 236 * 1024;
 /// Bytes of an entry beside its name, its message and what the node said: all numbers, times and
 /// names of members at their longest.
-const FRAME: usize = 750;
+const FRAME: usize = 765 + SANDBOX;
+/// Bytes of what was enforced on a process, as JSON.
+const SANDBOX: usize = 150;
 /// Bytes that a node said, as JSON.
 const SAID: usize = 16 * 1024;
 /// Characters of a message, and its bytes as JSON.
@@ -39,13 +41,17 @@ const MESSAGE_BYTES: usize = 800;
 /// What can be cut, as `truncated` names it. (Whatever runs in a pod may claim other names.)
 const CUT: [&str; 5] = ["output", "err_msg", "err_code", "info", "message"];
 
-/// What the operator knows of a node's pod, beyond the engine's state.
+/// What the operator knows of a node's pod or process, beyond the engine's state.
 #[derive(Clone, Debug, Default)]
 pub struct PodFacts {
     /// The pod.
     pub pod: Option<PodReference>,
     /// What the attempt waits for before its action begins: a word and a sentence.
     pub waits: Option<(String, String)>,
+    /// Whether it is a process beside the operator, and no pod.
+    pub process: bool,
+    /// What was enforced on that process, in words.
+    pub sandbox: Option<String>,
 }
 
 /// A node's entry.
@@ -84,7 +90,7 @@ pub fn node(graph: &Graph, state: &RunState, ix: NodeIx, facts: &PodFacts) -> No
                 entry.message = Some(short(&reason.message));
             }
             let message = entry.message.as_ref().map_or(0, |message| encoded(message));
-            let captured = fitting(&finished.captured, room(graph, ix, message));
+            let captured = fitting(finished.captured(), room(graph, ix, message));
             let wire = |value: Option<Value>| value.as_ref().map(from_value);
             entry.output = wire(captured.output);
             entry.err_msg = wire(captured.err_msg);
@@ -99,8 +105,16 @@ pub fn node(graph: &Graph, state: &RunState, ix: NodeIx, facts: &PodFacts) -> No
 fn ran(entry: &mut NodeStatus, attempt: Attempt, since: Timestamp, facts: &PodFacts) {
     entry.attempt = Some(attempt.get());
     entry.start_time = Some(MicroTime(since));
-    entry.executor = Some(ExecutorKind::Pod);
+    entry.executor = Some(if facts.process {
+        ExecutorKind::Process
+    } else {
+        ExecutorKind::Pod
+    });
     entry.pod.clone_from(&facts.pod);
+    entry.sandbox = facts
+        .sandbox
+        .as_deref()
+        .map(|it| cut(it, SANDBOX).to_owned());
 }
 
 fn word(word: ReasonWord) -> String {

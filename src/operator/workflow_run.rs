@@ -10,7 +10,7 @@
 //!
 //! Must not compute what the engine computes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,17 +32,25 @@ use crate::executor::pod::build::{decision_hash, pod_name};
 use crate::executor::pod::observe::{Known, PATIENCE, Seen, observe};
 use crate::executor::pod::{ANNOTATION_ATTEMPT, ANNOTATION_DECISION, FINALIZER, NODE};
 
-use super::apply::{Answer, CallOff, Hand, Order, Work, of_run};
+use super::apply::{Answer, CallOff, Hand, Moved, Order, Work, of_run};
 use super::context::Context;
 use super::floor::Floor;
 use super::hub::News;
 use super::publish::{Draft, Published, Publisher, View};
 use super::resolve::{self, Program, Unresolved};
+use super::runner;
 use super::status::{self, PodFacts};
 
 /// How soon, and how often at the end, a run that cannot be resolved looks again, should nothing
 /// else happen. Soon at first: what is applied together arrives one after the other.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// Attempts of a run that are on record as begun, and have not: no more are recorded at once, and
+/// the next only when few are left. All of these are lost with the operator, and each record is a
+/// write.
+const BACKLOG: (usize, usize) = (16, 64);
+/// The reason of a process node that is not on record as begun; after a restart it begins.
+const QUEUED: &str = "Queued";
 
 /// Drives a run to its end. Gives the run back as it is then; none where it is gone, or is not
 /// ours any more.
@@ -67,7 +75,7 @@ pub(super) async fn drive(
     if over.is_none() {
         actor.forsake();
     }
-    over.map(|()| actor.run)
+    over.map(|()| Arc::clone(&actor.run))
 }
 
 /// Finds what the run runs. While that cannot be found the run says so and waits; where it can
@@ -150,15 +158,19 @@ struct Record {
     call_off: CallOff,
     made: Made,
     waits: Option<(String, String)>,
+    /// Of a process, what was enforced on it.
+    sandbox: Option<String>,
     /// News that came before the answer to our own create.
     early: Option<News>,
     /// When its pod was last heard of.
     heard: Instant,
 }
 
-/// How far a pod has come.
+/// How far a pod, or a process, has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Made {
+    /// Of a process: it waits to be put on record as begun. Where it is, it is not begun again.
+    Queued,
     /// It may only be made once this version of the state is on record: a new attempt is
     /// persisted before its pod exists.
     AfterRecord(u64),
@@ -179,6 +191,9 @@ struct Actor {
     hand: Hand,
     publisher: Publisher,
     records: BTreeMap<NodeIx, Record>,
+    /// Process nodes that are [`Made::Queued`], and those that are to begin, or may have.
+    queued: BTreeSet<NodeIx>,
+    backlog: BTreeSet<NodeIx>,
     /// Pods, as last seen, that are waited for only until some time.
     waiting: BTreeMap<NodeIx, (Timestamp, Box<Pod>)>,
     /// Pods that are being deleted, with the version of the state that has to be on record before
@@ -219,6 +234,8 @@ impl Actor {
             hand,
             publisher,
             records: BTreeMap::new(),
+            queued: BTreeSet::new(),
+            backlog: BTreeSet::new(),
             waiting: BTreeMap::new(),
             held: BTreeMap::new(),
             unwanted: Vec::new(),
@@ -279,6 +296,14 @@ impl Actor {
                 record.uid.clone_from(&pod.uid);
                 self.records.insert(ix, record);
             }
+            if let (NodeState::Finished(finished), Some(entry)) =
+                (self.state.node(ix), entries.get(node.name.as_str()))
+                && let (Some((attempt, _)), true) = (finished.ran, self.is_process(ix))
+            {
+                let mut record = self.record(ix, attempt, Made::There);
+                record.sandbox.clone_from(&entry.sandbox);
+                self.records.insert(ix, record);
+            }
         }
         let found = if old {
             self.adopt_all(&entries).await
@@ -297,6 +322,18 @@ impl Actor {
             let attempt = running.attempt;
             let recorded = entries.get(graph.name(ix).as_str());
             let pod = recorded.and_then(|entry| entry.pod.as_ref());
+            if self.is_process(ix) {
+                let queued = recorded.is_some_and(|it| it.reason.as_deref() == Some(QUEUED));
+                if queued {
+                    self.queue(ix, attempt);
+                } else {
+                    let record = self.record(ix, attempt, Made::There);
+                    self.records.insert(ix, record);
+                    let message = "the operator ended, and with it the process".to_owned();
+                    self.end(ix, attempt, Outcome::silent(Ending::Lost(message)), now);
+                }
+                continue;
+            }
             if pod.is_some_and(|pod| pod.uid.is_some()) {
                 // It was there, and its finalizer should have kept it: somebody took it away.
                 let message = "its pod is gone; somebody removed it with its finalizer".to_owned();
@@ -466,6 +503,7 @@ impl Actor {
             call_off: CallOff::default(),
             made,
             waits: None,
+            sandbox: None,
             early: None,
             heard: Instant::now(),
         }
@@ -481,6 +519,7 @@ impl Actor {
         loop {
             let turn = Instant::now();
             let wake = self.step();
+            self.intend();
             self.publish();
             self.context.metrics.turned("workflowruns", turn.elapsed());
             if self.verdict.is_some() && self.recorded == self.version {
@@ -644,8 +683,8 @@ impl Actor {
                     self.end(ix, attempt, outcome, at);
                 }
                 Seen::Running { .. } => {
-                    if before.is_some() {
-                        self.publisher.touch_node(ix);
+                    if let Some((reason, _)) = before {
+                        touch_wait(&mut self.publisher, ix, &[reason.as_str()]);
                     }
                 }
                 Seen::Waiting {
@@ -653,12 +692,15 @@ impl Actor {
                     message,
                     until,
                 } => {
-                    record.waits = Some((reason, message));
+                    let waits = Some((reason, message));
                     let until = until.map(|until| (ix, (until, Box::new(pod.clone()))));
                     self.waiting.extend(until);
-                    if record.waits != before {
-                        self.publisher.touch_node(ix);
+                    if waits != before {
+                        let both = waits.iter().chain(&before);
+                        let both: Vec<&str> = both.map(|(reason, _)| reason.as_str()).collect();
+                        touch_wait(&mut self.publisher, ix, &both);
                     }
+                    record.waits = waits;
                 }
             }
         }
@@ -843,6 +885,7 @@ impl Actor {
             Answer::Stripped(uid) => {
                 self.held.remove(&uid);
             }
+            Answer::Process(work, moved) => self.observe_process(&work, moved, now),
             Answer::Surveyed(run, pods) => {
                 let all = pods.iter().filter_map(|pod| pod.metadata.uid.clone());
                 let listed = News::Listed(Arc::new(all.collect()));
@@ -859,6 +902,34 @@ impl Actor {
         Some(())
     }
 
+    fn observe_process(&mut self, work: &Work, moved: Moved, now: Timestamp) {
+        let Some(record) = self.current(work) else {
+            return;
+        };
+        match moved {
+            Moved::Waits(why) => {
+                let waits = Some(("Waiting".to_owned(), why));
+                if record.waits != waits {
+                    record.waits = waits;
+                    self.publisher.touch_node(work.node);
+                }
+            }
+            Moved::Began => {
+                record.made = Made::There;
+                if record.waits.take().is_some() {
+                    self.publisher.touch_node(work.node);
+                }
+                self.backlog.remove(&work.node);
+            }
+            Moved::Ended(outcome, enforced) => {
+                record.sandbox = enforced;
+                self.backlog.remove(&work.node);
+                self.heard = Some(Instant::now());
+                self.end(work.node, work.attempt, *outcome, now);
+            }
+        }
+    }
+
     /// Asks for the run and its pods where nothing was heard of one that runs, or of a run that is
     /// held back, for long: a watch that misses an event is not told of it again.
     fn look_around(&mut self) {
@@ -869,7 +940,7 @@ impl Actor {
         let resync = self.context.options.resync;
         self.survey = now + resync;
         let silent = self.state.running().any(|ix| {
-            let record = self.records.get(&ix);
+            let record = self.records.get(&ix).filter(|_| !self.is_process(ix));
             record.is_some_and(|it| it.made == Made::There && it.heard + resync <= now)
         });
         if silent || self.state.is_suspended() {
@@ -905,7 +976,11 @@ impl Actor {
                     .map(|(ix, record)| (*ix, record.attempt))
                     .collect();
                 for (ix, attempt) in due {
-                    self.create(ix, attempt, Made::Making);
+                    if self.is_process(ix) {
+                        self.hand_over(ix, attempt);
+                    } else {
+                        self.create(ix, attempt, Made::Making);
+                    }
                 }
             }
             Published::Conflict { run } => {
@@ -1033,6 +1108,9 @@ impl Actor {
 
     fn apply(&mut self, decision: &Decision) {
         match decision {
+            Decision::Start { node, attempt } if self.is_process(*node) => {
+                self.queue(*node, *attempt);
+            }
             Decision::Start { node, attempt } => {
                 let free = *attempt == Attempt::FIRST
                     && !(self.program.record_first && self.recorded == 0);
@@ -1046,6 +1124,61 @@ impl Actor {
             Decision::Kill { node, .. } => self.kill(*node),
             // Nothing to do beyond the record.
             Decision::Skip { .. } | Decision::GiveUp { .. } | Decision::Cancel { .. } => {}
+        }
+    }
+
+    fn is_process(&self, ix: NodeIx) -> bool {
+        self.program.processes.contains(&ix)
+    }
+
+    fn queue(&mut self, ix: NodeIx, attempt: Attempt) {
+        let mut record = self.record(ix, attempt, Made::Queued);
+        record.waits = Some((QUEUED.to_owned(), "waits for its turn".to_owned()));
+        self.records.insert(ix, record);
+        self.queued.insert(ix);
+        self.publisher.touch_node(ix);
+    }
+
+    /// Puts process nodes on record as begun, many with one write; once it stands they are handed
+    /// to the runner. A pod's name tells whether it was made; of a process nothing does, so a
+    /// record without it would let a restarted operator begin it again.
+    fn intend(&mut self) {
+        let (few, most) = BACKLOG;
+        let held = self.state.is_suspended() && self.state.cancelled().is_none();
+        if self.queued.is_empty() || self.backlog.len() > few || held {
+            return;
+        }
+        self.version += 1;
+        for _ in self.backlog.len()..most {
+            let Some(ix) = self.queued.pop_first() else {
+                break;
+            };
+            if let Some(record) = self.records.get_mut(&ix) {
+                record.made = Made::AfterRecord(self.version);
+                record.waits = None;
+                self.backlog.insert(ix);
+                self.publisher.touch_node(ix);
+            }
+        }
+        self.publisher.hurry();
+    }
+
+    fn hand_over(&mut self, ix: NodeIx, attempt: Attempt) {
+        let graph = self.graph();
+        let (Some(runner), Some(record)) = (&self.context.runner, self.records.get_mut(&ix)) else {
+            return;
+        };
+        record.made = Made::Making;
+        runner.start(runner::Start {
+            piece: self.program.piece(ix, attempt),
+            work: Work { node: ix, attempt },
+            decision: Box::new(resolve::decision(graph.node(ix))),
+            network: self.program.network,
+            files: Arc::clone(&self.program.files),
+            answers: self.hand.answers(),
+        });
+        if let Some(since) = self.heard {
+            self.context.metrics.handed_off(since.elapsed());
         }
     }
 
@@ -1082,11 +1215,19 @@ impl Actor {
         };
         let cause = cause.unwrap_or(KillCause::Cancel(CancelCause::Asked));
         match record.made {
-            Made::AfterRecord(_) => {
+            Made::AfterRecord(_) | Made::Queued => {
                 record.made = Made::Never;
                 let attempt = record.attempt;
+                self.queued.remove(&ix);
+                self.backlog.remove(&ix);
                 let now = self.context.clock.now();
                 self.end(ix, attempt, Outcome::silent(Ending::Killed(cause)), now);
+            }
+            Made::Making | Made::There if self.program.processes.contains(&ix) => {
+                let piece = self.program.piece(ix, record.attempt);
+                if let Some(runner) = &self.context.runner {
+                    runner.kill(piece, cause);
+                }
             }
             Made::Making => record.call_off.call_off(),
             Made::There => self.delete(ix),
@@ -1116,6 +1257,14 @@ impl Actor {
             self.records
                 .get(&ix)
                 .map_or_else(PodFacts::default, |record| {
+                    if self.is_process(ix) {
+                        return PodFacts {
+                            process: true,
+                            waits: record.waits.clone(),
+                            sandbox: record.sandbox.clone(),
+                            pod: None,
+                        };
+                    }
                     // Of what is over, only a pod that there was.
                     let runs = matches!(self.state.node(ix), NodeState::Running(_));
                     let pod = (runs || record.uid.is_some()).then(|| PodReference {
@@ -1125,6 +1274,7 @@ impl Actor {
                     PodFacts {
                         pod,
                         waits: record.waits.clone(),
+                        ..PodFacts::default()
                     }
                 })
         };
@@ -1140,6 +1290,25 @@ impl Actor {
         };
         let draft = Draft::new(&view, &self.publisher.touched(graph.len()));
         self.publisher.write(draft);
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        if let (Some(runner), false) = (&self.context.runner, self.program.processes.is_empty()) {
+            runner.over(&self.program.pods.uid);
+        }
+    }
+}
+
+/// What a pod waits for has changed between these. Every pod goes through some of them in a moment,
+/// which is no news yet.
+fn touch_wait(publisher: &mut Publisher, ix: NodeIx, reasons: &[&str]) {
+    const SOON_OVER: [&str; 3] = ["Pending", "ContainerCreating", "PodInitializing"];
+    if reasons.iter().all(|reason| SOON_OVER.contains(reason)) {
+        publisher.touch_node_later(ix);
+    } else {
+        publisher.touch_node(ix);
     }
 }
 

@@ -393,14 +393,14 @@ impl Parser<'_> {
         let kind = self.text(members, tree.at, "type", path)?;
         let action = match kind.as_str() {
             "cmd" => {
-                self.known_fields(members, path, &["type", "cmd", "env"]);
+                self.known_fields(members, path, &["type", "cmd", "env", "executor"]);
                 self.cmd(members, tree.at, path).map(Action::Cmd)
             }
             "api" => {
                 self.known_fields(
                     members,
                     path,
-                    &["type", "module", "function", "path", "env"],
+                    &["type", "module", "function", "path", "env", "executor"],
                 );
                 self.api(members, tree.at, path).map(Action::Api)
             }
@@ -411,6 +411,7 @@ impl Parser<'_> {
                 None
             }
         };
+        self.executor(members, path);
         let filled = fill::value(tree, self.filling, &mut |_, _: &str| {});
         Some((action?, filled.into_value()))
     }
@@ -502,6 +503,22 @@ impl Parser<'_> {
             path: folders,
             env,
         })
+    }
+
+    /// What is to carry out the node in a cluster; the engine has no use for it. It must not hang
+    /// on a parameter: who may run processes is asked of the template's author.
+    fn executor(&mut self, members: &Members, path: &str) {
+        let Some(tree) = member(members, "executor") else {
+            return;
+        };
+        let word = match &tree.kind {
+            Kind::String(text) => text.as_str(),
+            _ => "",
+        };
+        if !matches!(word, "pod" | "process") {
+            let message = "expected pod or process".to_owned();
+            self.problem(tree.at, &format!("{path}.executor"), message);
+        }
     }
 
     fn env(&mut self, members: &Members, path: &str) -> Vec<(String, EnvText)> {

@@ -15,10 +15,12 @@
 
 use std::collections::VecDeque;
 use std::error::Error;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
 use std::num::NonZeroUsize;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,6 +34,7 @@ use apscli::engine::state::RunState;
 use apscli::engine::step::{Decision, Limits, step};
 use apscli::value::{Place, Value};
 use jiff::Timestamp;
+use rustix::process::{Pid, Signal};
 use serde_json::{Value as Json, json};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -46,6 +49,12 @@ const PROGRAM: &str = "/bin/true";
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, shape, n] = words.as_slice()
+        && word == INSTANT
+    {
+        println!("{}", instant(shape, n.parse()?)?.as_secs_f64());
+        return Ok(());
+    }
     // Without this word it is `cargo test --all-targets` that calls: it wants no minutes of load.
     if !words.iter().any(|word| word == "--bench") {
         return Ok(());
@@ -70,7 +79,7 @@ fn main() -> Result<()> {
         api(folder.path(), 1_000, 200)?;
     }
     if wanted("original") {
-        original(folder.path(), 3_000, 1_000)?;
+        original(folder.path(), 3_000, 1_000, 200)?;
     }
     Ok(())
 }
@@ -324,6 +333,8 @@ fn apscli(template: &Path, runs: &Path, parallel: usize, python: Option<&str>) -
         .arg(&dir);
     command.args(["--output", "json", "--parallel", &parallel.to_string()]);
     command.args(python.map(|python| format!("--python={python}")));
+    // Compiled modules are kept, as a python3 does that nobody has told otherwise.
+    command.env_remove("PYTHONDONTWRITEBYTECODE");
     timed(&mut command)
 }
 
@@ -477,6 +488,8 @@ enum Shape {
 }
 
 impl Shape {
+    const ALL: [Self; 3] = [Self::Fan, Self::Chain, Self::Layers];
+
     fn name(self) -> &'static str {
         match self {
             Self::Fan => "fan",
@@ -533,11 +546,30 @@ impl Shape {
     }
 }
 
+/// With this word the bench runs itself to play one run.
+const INSTANT: &str = "instant";
+
+/// Plays a run in a process of its own, as runs are: what an earlier one left of the heap makes the
+/// next one quicker or slower, and a small one much more than a large one.
+fn instant_apart(shape: Shape, n: usize) -> Result<Duration> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let output = command
+        .args([INSTANT, shape.name(), &n.to_string()])
+        .output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into());
+    }
+    let seconds: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
+    Ok(Duration::try_from_secs_f64(seconds)?)
+}
+
 /// Proves the spec and runs it, every node over at once. The ends come in one by one and each is
 /// answered before the next, which is the most that a driver can ask of the engine.
-fn instant(shape: Shape, n: usize) -> Result<Duration> {
+fn instant(shape: &str, n: usize) -> Result<Duration> {
     const SLOTS: Option<NonZeroUsize> = NonZeroUsize::new(64);
-    let spec = shape.spec(n)?;
+    let mut shapes = Shape::ALL.into_iter();
+    let shape = shapes.find(|known| known.name() == shape);
+    let spec = shape.ok_or("there is no such shape")?.spec(n)?;
     let at = Timestamp::UNIX_EPOCH;
     let limits = Limits {
         parallelism: SLOTS,
@@ -582,10 +614,10 @@ fn instant(shape: Shape, n: usize) -> Result<Duration> {
 fn engine() -> Result<()> {
     const SMALL: usize = 10_000;
     const LARGE: usize = 100_000;
-    for shape in [Shape::Fan, Shape::Chain, Shape::Layers] {
+    for shape in Shape::ALL {
         let mut contestants = vec![
-            Contestant::new("small", || instant(shape, SMALL)),
-            Contestant::new("large", || instant(shape, LARGE)),
+            Contestant::new("small", || instant_apart(shape, SMALL)),
+            Contestant::new("large", || instant_apart(shape, LARGE)),
         ];
         take_turns(&mut contestants)?;
         let small = seconds_of(&contestants, "small");
@@ -702,51 +734,97 @@ collections.Hashable = collections.abc.Hashable
 runpy.run_module('apscli.apscli', run_name='__main__', alter_sys=True)
 ";
 
-fn original(folder: &Path, fan: usize, chain: usize) -> Result<()> {
-    let Some(python) = std::env::var_os("APSCLI_ORIGINAL") else {
-        skipped("original", "all", "APSCLI_ORIGINAL names no python3");
-        return Ok(());
-    };
-    let params = folder.join("original-params.json");
-    fs::write(&params, "{}")?;
-    let action = json!({"type": "cmd", "cmd": PROGRAM, "env": {}});
-    for (name, n, in_a_row) in [("fan", fan, false), ("chain", chain, true)] {
-        let file = format!("original-{name}.json");
-        let template = template(folder, &file, n, in_a_row, &action)?;
-        // It wants ids.
+/// The original as it is installed for a python3.
+struct Original {
+    python: OsString,
+    folder: PathBuf,
+    params: PathBuf,
+}
+
+impl Original {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.python);
+        command.args(["-c", ORIGINAL]).current_dir(&self.folder);
+        command
+    }
+
+    /// Makes a template known to it, under a name that is new each time: it refuses one that it
+    /// knows.
+    fn register(&self, template: &Path, name: &str) -> Result<String> {
+        // It wants ids and parameters.
         let mut nodes: serde_json::Map<String, Json> =
-            serde_json::from_slice(&fs::read(&template)?)?;
+            serde_json::from_slice(&fs::read(template)?)?;
         for (id, node) in (1..).zip(nodes.values_mut()) {
             if let Some(node) = node.as_object_mut() {
                 node.insert("id".to_owned(), json!(id));
                 node.insert("param".to_owned(), json!({}));
             }
         }
-        fs::write(&template, serde_json::to_vec(&nodes)?)?;
-        // A new name each time: it refuses one that it knows.
-        let run = folder.file_name().unwrap_or_default().to_string_lossy();
+        fs::write(template, serde_json::to_vec(&nodes)?)?;
+        let run = self.folder.file_name().unwrap_or_default();
+        let run = run.to_string_lossy();
         let letters: String = run.chars().filter(char::is_ascii_alphanumeric).collect();
         let fqsn = format!("bench.local.b{letters}.{name}");
-        let call = || {
-            let mut command = Command::new(&python);
-            command.args(["-c", ORIGINAL]).current_dir(folder);
-            command
-        };
-        let mut register = call();
-        register.args([
-            "register",
-            "--fqsn",
-            &fqsn,
-            "--version",
-            "1.0",
-            "--wf_template",
-        ]);
-        timed(register.arg(&template))?;
+        let mut register = self.command();
+        register.args(["register", "--fqsn", &fqsn, "--version", "1.0"]);
+        timed(register.arg("--wf_template").arg(template))?;
+        Ok(fqsn)
+    }
+
+    fn run(&self, fqsn: &str) -> Command {
+        let mut command = self.command();
+        command
+            .args(["run", "--fqsn", fqsn, "--wp"])
+            .arg(&self.params);
+        command
+    }
+}
+
+/// Runs a command to its good end, if that comes in time; else it and all that it started are
+/// ended.
+fn timed_within(command: &mut Command, limit: Duration) -> Result<Option<Duration>> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0);
+    let start = Instant::now();
+    let mut child = command.spawn()?;
+    while start.elapsed() < limit {
+        if let Some(status) = child.try_wait()? {
+            let took = start.elapsed();
+            return if status.success() {
+                Ok(Some(took))
+            } else {
+                Err(format!("{command:?}: {status}").into())
+            };
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL)?;
+    child.wait()?;
+    Ok(None)
+}
+
+fn original(folder: &Path, fan: usize, chain: usize, functions: usize) -> Result<()> {
+    let Some(python) = std::env::var_os("APSCLI_ORIGINAL") else {
+        skipped("original", "all", "APSCLI_ORIGINAL names no python3");
+        return Ok(());
+    };
+    let params = folder.join("original-params.json");
+    fs::write(&params, "{}")?;
+    let original = Original {
+        python,
+        folder: folder.to_path_buf(),
+        params,
+    };
+    let action = json!({"type": "cmd", "cmd": PROGRAM, "env": {}});
+    for (name, n, in_a_row) in [("fan", fan, false), ("chain", chain, true)] {
+        let file = format!("original-{name}.json");
+        let template = template(folder, &file, n, in_a_row, &action)?;
+        let fqsn = original.register(&template, name)?;
         let mut contestants = vec![
-            Contestant::new("original 0.1.9", || {
-                let mut command = call();
-                timed(command.args(["run", "--fqsn", &fqsn, "--wp"]).arg(&params))
-            }),
+            Contestant::new("original 0.1.9", || timed(&mut original.run(&fqsn))),
             Contestant::new("apscli", || apscli(&template, folder, PARALLEL, None)),
         ];
         take_turns(&mut contestants)?;
@@ -756,6 +834,36 @@ fn original(folder: &Path, fan: usize, chain: usize) -> Result<()> {
         line(&bench, "apscli", n, PARALLEL, ours, None);
         let ratio = Ratio::new("this / apscli", theirs, ours, "> 1");
         line(&bench, "original 0.1.9", n, 0, theirs, Some(&ratio));
+    }
+    original_functions(&original, functions)
+}
+
+/// Python functions, all at once: the original is known to hang on so many, so it gets as much
+/// time as it could need and no more.
+fn original_functions(original: &Original, n: usize) -> Result<()> {
+    const BENCH: &str = "original, api at once";
+    const LONGEST: Duration = Duration::from_mins(1);
+    let folder = &original.folder;
+    fs::write(
+        folder.join("returns_zero.py"),
+        "def work():\n    return {'return_code': 0}\n",
+    )?;
+    let action =
+        json!({"type": "api", "module": "returns_zero", "function": "work", "path": [folder]});
+    let template = template(folder, "original-api.json", n, false, &action)?;
+    let fqsn = original.register(&template, "api")?;
+    let ours = apscli(&template, folder, n, None)?.as_secs_f64();
+    line(BENCH, "apscli", n, n, &[ours], None);
+    match timed_within(&mut original.run(&fqsn), LONGEST)? {
+        Some(took) => {
+            let took = [took.as_secs_f64()];
+            let ratio = Ratio::new("this / apscli", &took, &[ours], "> 1");
+            line(BENCH, "original 0.1.9", n, 0, &took, Some(&ratio));
+        }
+        None => println!(
+            "{}",
+            json!({"bench": BENCH, "what": "original 0.1.9", "n": n, "not_over_after_seconds": LONGEST.as_secs()})
+        ),
     }
     Ok(())
 }

@@ -319,10 +319,6 @@ impl<'a> Play<'a> {
         let uid = self.uids.last().cloned().unwrap_or_default();
         let is_of = |view: &View| view.uid("r").as_deref() == Some(&*uid);
         match step {
-            Step::Create(object) => {
-                self.create(object).await;
-                true
-            }
             Step::UntilRuns(title) => {
                 let what = format!("{title} does not run");
                 self.until(&what, |view| {
@@ -692,6 +688,7 @@ const REFUSALS: [(&str, Refusal); 8] = [
 ];
 
 /// All plans for a scenario of which this is a clean run.
+#[allow(clippy::too_many_lines, reason = "a list")]
 fn plans(index: usize, scenario: &Scenario, clean: &[Came]) -> Vec<Plan> {
     let mut points: Vec<(Key, usize)> = Vec::new();
     for came in clean {
@@ -1033,11 +1030,11 @@ impl Report {
             .rows
             .entry((plan.scenario, plan.fault.clone()))
             .or_default();
-        if !came.fired {
-            row.not_reached += 1;
-        } else {
+        if came.fired {
             row.runs += 1;
             row.ok += usize::from(came.differences.is_empty());
+        } else {
+            row.not_reached += 1;
         }
         if !came.differences.is_empty() {
             let name = scenarios[plan.scenario].name;

@@ -297,6 +297,10 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, generation: u64) {
 }
 
 /// None: the connection is cut.
+#[allow(
+    clippy::too_many_lines,
+    reason = "one call from its beginning to its end"
+)]
 async fn call(shared: Arc<Shared>, request: Request<Incoming>, generation: u64) -> Option<Answer> {
     let (mut head, body) = request.into_parts();
     let body = body.collect().await.ok()?.to_bytes();

@@ -9,8 +9,6 @@ use serde_json::{Map, Value, json};
 /// What is done from outside, in order; each waits for the one before.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// Creates an object.
-    Create(Value),
     /// Waits until this pod (`NODE/ATTEMPT`) runs.
     UntilRuns(&'static str),
     /// Waits until a node is in this phase, on record.
@@ -126,6 +124,7 @@ pub fn plain_scenario(name: &'static str, run: Value, ends: &'static str) -> Sce
 }
 
 /// All that is run.
+#[allow(clippy::too_many_lines, reason = "a list")]
 pub fn all() -> Vec<Scenario> {
     let b_forever = |template: Value| run(json!({"template": template}), &[FOREVER_B]);
     let abc = || chain(&["a", "b", "c"]);

@@ -26,7 +26,6 @@ pub struct PodSeen {
     pub phase: String,
     /// Whether its container has begun.
     pub ran: bool,
-    pub deleting: bool,
     pub gone: bool,
 }
 
@@ -180,7 +179,6 @@ fn take_pod(view: &mut View, pod: &Value, gone: bool) {
         name: text(&metadata["name"]),
         ran: before || matches!(phase.as_str(), "Running" | "Succeeded" | "Failed"),
         phase,
-        deleting: metadata["deletionTimestamp"].is_string(),
         gone,
     };
     view.pods.insert(uid, seen);

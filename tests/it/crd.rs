@@ -261,3 +261,125 @@ fn the_check_of_schemas_bites() {
         ]
     );
 }
+
+/// What a field of a spec may do. There is no class for one that reaches into a pod beyond these:
+/// a field that nobody has thought about fails the test below.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Class {
+    /// Says what is run, or how far; nothing of it is a property of a pod.
+    Work,
+    /// Any JSON: is read by the template's rules, and becomes arguments and nothing else.
+    Data,
+    /// A name of another object in the run's namespace, which the pod's own rights decide on.
+    Name,
+    /// A property of pods that no standard for pods forbids, whatever its value.
+    Harmless,
+    /// A property of pods that the operator's administrator decides on.
+    Admin,
+}
+
+/// The paths of all fields below a schema, with what they hold.
+fn fields(schema: &Value, path: &str, found: &mut Vec<String>) {
+    let mut children = Vec::new();
+    for (name, child) in schema["properties"].as_object().into_iter().flatten() {
+        children.push((format!("{path}.{name}"), child));
+    }
+    if let Some(items) = schema.get("items") {
+        children.push((format!("{path}[]"), items));
+    }
+    if let Some(values) = schema.get("additionalProperties") {
+        children.push((format!("{path}.*"), values));
+    }
+    if children.is_empty() {
+        found.push(path.trim_start_matches('.').to_owned());
+    }
+    for (path, child) in children {
+        fields(child, &path, found);
+    }
+}
+
+#[test]
+fn every_field_that_an_author_may_set_is_classified() {
+    use Class::{Admin, Data, Harmless, Name, Work};
+    let pod = [
+        ("nodeSelector.*", Harmless),
+        ("tolerations[].key", Harmless),
+        ("tolerations[].operator", Harmless),
+        ("tolerations[].value", Harmless),
+        ("tolerations[].effect", Harmless),
+        ("tolerations[].tolerationSeconds", Harmless),
+        ("resources.limits.*", Harmless),
+        ("resources.requests.*", Harmless),
+        ("imagePullPolicy", Harmless),
+        ("imagePullSecrets[].name", Name),
+        ("priorityClassName", Name),
+        // Those of apscli.dev and of the manager are the operator's own.
+        ("labels.*", Harmless),
+        ("annotations.*", Harmless),
+    ];
+    let of_run = [
+        ("fqsn", Work),
+        ("version", Work),
+        ("template", Data),
+        ("templateFrom[].configMap", Name),
+        ("templateFrom[].key", Work),
+        ("params", Data),
+        ("paramsFrom[].configMap.name", Name),
+        ("paramsFrom[].configMap.optional", Work),
+        ("paramsFrom[].secret.name", Name),
+        ("paramsFrom[].secret.key", Work),
+        ("paramsFrom[].secret.param", Work),
+        ("executor", Admin),
+        ("parallelism", Work),
+        ("timeout", Work),
+        ("suspend", Work),
+        ("cancel", Work),
+        ("onLost", Work),
+        ("ttlSecondsAfterFinished", Work),
+        ("podRetention", Work),
+        ("serviceAccountName", Admin),
+        ("image", Harmless),
+    ];
+    let of_service = [
+        ("fqsn", Work),
+        ("description", Work),
+        ("defaultVersion", Work),
+        ("versions[].version", Work),
+        ("versions[].release", Work),
+        ("versions[].description", Work),
+        ("versions[].template", Data),
+        ("versions[].templateText", Data),
+        ("versions[].params[].name", Work),
+        ("versions[].params[].type", Work),
+        ("versions[].params[].required", Work),
+        ("versions[].params[].default", Data),
+        ("versions[].params[].description", Work),
+        ("versions[].params[].enum[]", Data),
+        ("scripts[].configMap", Name),
+        ("scripts[].path", Work),
+        ("scripts[].mode", Work),
+        ("executor", Admin),
+        ("network", Admin),
+        ("image", Harmless),
+    ];
+    let definitions = definitions();
+    let found = |kind: &str| {
+        let named = |(_, it): &&(String, Value)| it["spec"]["names"]["kind"] == kind;
+        let (_, definition) = definitions.iter().find(named).unwrap();
+        let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        let mut found = Vec::new();
+        fields(&schema["properties"]["spec"], "", &mut found);
+        found.sort();
+        found
+    };
+    for (kind, own) in [("WorkflowRun", &of_run[..]), ("Service", &of_service[..])] {
+        let mut classified: Vec<String> = own.iter().map(|(path, _)| (*path).to_owned()).collect();
+        classified.extend(pod.iter().map(|(path, _)| format!("pod.{path}")));
+        classified.sort();
+        assert_eq!(
+            found(kind),
+            classified,
+            "{kind}: expected is what is classified"
+        );
+    }
+}

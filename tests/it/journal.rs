@@ -1,6 +1,8 @@
 //! A killed run: its processes end with it, and `--resume` repeats nothing.
 
 use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
 
 use crate::program::{Place, finish, lives, until};
 
@@ -14,7 +16,7 @@ const TEMPLATE: &str = r#"{
 fn place() -> Place {
     let place = Place::new();
     place.script("a.sh", "echo a >> did");
-    place.script("b.sh", "echo b >> did\n[ -e go ] && exit 0\nsleep 1000 &\necho $! > grandchild.new\necho $$ > child\nmv grandchild.new grandchild\nwait");
+    place.script("b.sh", "echo b >> did; echo b\n[ -e go ] && exit 0\nsleep 1000 &\necho $! > grandchild.new\necho $$ > child\nmv grandchild.new grandchild\nwait");
     place.script("c.sh", "echo c >> did");
     place.write("t.template", TEMPLATE);
     place
@@ -265,6 +267,53 @@ fn a_resume_waits_for_the_end_of_what_was_left() {
     }
 }
 
+/// However long its guard takes: on a busy machine that is no sign of another apscli.
+#[test]
+fn a_resume_waits_for_the_guard_longer_than_for_an_apscli() {
+    let place = place();
+    killed(&place);
+    let guard = fs::File::open(place.path("run/guard.lock")).unwrap();
+    guard.lock().unwrap();
+    let mut resume = place.start(&["run", "--resume", "run"]);
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(resume.try_wait().unwrap().is_none());
+    guard.unlock().unwrap();
+    assert_eq!(finish(resume).status, 1);
+}
+
+/// Nodes run where the run was started, wherever it is resumed.
+#[test]
+fn a_resumed_run_keeps_its_folder() {
+    let place = Place::new();
+    place.write(
+        "t.template",
+        r#"{"a": {"action": {"type": "cmd", "cmd": ["sh", "-c", "pwd > began; [ -e go ] || sleep 1000"]}},
+            "b": {"prev_nodes": ["a"], "action": {"type": "cmd", "cmd": ["sh", "-c", "echo [OUTPUT]$$(pwd)"]}},
+            "p": {"prev_nodes": ["b"], "action": {"type": "api", "module": "m", "function": "f"}}}"#,
+    );
+    place.script("work/python3", "echo here > interpreter; exit 1");
+    let args = ["run", "--template", "../t.template", "--log-dir", "../run"];
+    let mut run = place
+        .command(&[&args[..], &["--python", "./python3"]].concat())
+        .current_dir(place.path("work"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    place.until_written("work/began");
+    run.kill().unwrap();
+    run.wait().unwrap();
+    place.write("work/go", "");
+    let done = place.apscli(&["run", "--resume", "run", "-o", "json", "--on-lost", "retry"]);
+    let work = fs::canonicalize(place.path("work")).unwrap();
+    assert_eq!(
+        done.json()["output"]["b"]["result"]["output"],
+        work.display().to_string()
+    );
+    assert_eq!(place.read("work/interpreter"), "here\n");
+    assert!(place.path("run/logs/b.log").exists());
+}
+
 /// A full disk under the journal: what runs is asked to end, has its grace, and what finished is
 /// told.
 #[test]
@@ -299,8 +348,8 @@ fn a_journal_that_cannot_be_written_ends_the_run_gently() {
             "run",
         ])
         .current_dir(place.dir.path())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     place.until_written("pid");

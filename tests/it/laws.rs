@@ -117,7 +117,7 @@ fn simulate(
             }
         }
         state.fold(graph, &event).unwrap();
-        let running = state.running().len();
+        let running = state.running().count();
         assert!(limits.parallelism.is_none_or(|most| running <= most.get()));
         events.push(event);
     };

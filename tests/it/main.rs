@@ -18,6 +18,7 @@ mod crd;
 mod example;
 #[path = "../faults/mod.rs"]
 mod faults;
+mod fence;
 mod fuzz;
 mod journal;
 mod laws;
@@ -30,6 +31,7 @@ mod package;
 mod program;
 mod python;
 mod readme;
+mod runner;
 mod scenarios;
 mod server;
 mod terminal;

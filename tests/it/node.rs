@@ -40,7 +40,8 @@ impl Pod {
     }
 }
 
-fn program() -> PathBuf {
+/// The program, wherever it was built.
+pub fn program() -> PathBuf {
     let program = Path::new(env!("CARGO_BIN_EXE_apscli")).with_file_name("apscli-node");
     assert!(
         program.is_file(),

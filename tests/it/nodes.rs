@@ -285,6 +285,34 @@ fn everything_is_in_the_log_and_invalid_utf8_survives() {
 }
 
 #[test]
+fn a_log_is_made_by_what_is_said() {
+    let place = Place::new();
+    place.write(
+        "m.py",
+        "import sys\ndef quiet(): return 0\ndef loud():\n    sys.stderr.write('oops\\n')\n    return 0\n",
+    );
+    let api = |name: &str| {
+        format!(
+            r#"{{"action": {{"type": "api", "module": "m", "function": "{name}", "path": ["."]}}}}"#
+        )
+    };
+    let template = format!(
+        r#"{{"quiet": {}, "loud": {}, "api-quiet": {}, "api-loud": {}}}"#,
+        cmd("\"true\""),
+        cmd(r#"["sh", "-c", "echo oops >&2"]"#),
+        api("quiet"),
+        api("loud"),
+    );
+    assert_eq!(place.run(&template, &[]).status, 0);
+    for name in ["loud", "api-loud"] {
+        assert_eq!(place.read(&format!("run/logs/{name}.log")), "oops\n");
+    }
+    for name in ["quiet", "api-quiet"] {
+        assert!(!place.path(&format!("run/logs/{name}.log")).exists());
+    }
+}
+
+#[test]
 fn a_huge_output_grows_no_memory_and_is_capped() {
     let place = Place::new();
     place.script(

@@ -64,7 +64,8 @@ impl Drop for Guarded {
     }
 }
 
-fn get(address: &str, path: &str) -> String {
+/// The whole answer to a GET.
+pub fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
     let mut answer = String::new();

@@ -4,12 +4,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Once};
 use std::time::{Duration, Instant};
 
+use apscli::executor::spawn::is_ignored;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::signal::unix::SignalKind;
 
 /// The interpreter itself, without shims in front of it.
 pub static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -47,8 +49,37 @@ impl Done {
     }
 }
 
+/// What a shell starts in the background, and `nohup`, ignores signals, and so would every program
+/// that we start. A handler, unlike an ignored signal, is not inherited: programs under test have
+/// the default, whoever runs the tests.
+fn inherit_no_ignored_signals() {
+    static ONCE: Once = Once::new();
+    // In a thread of its own, since a test that calls this may be in a runtime already.
+    ONCE.call_once(|| std::thread::spawn(handle_ignored_signals).join().unwrap());
+}
+
+fn handle_ignored_signals() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let _inside = runtime.enter();
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
+        // Where it is not ignored, it ends the tests themselves, as it should.
+        if is_ignored(kind.as_raw_value()) {
+            // The handler stays for good.
+            drop(tokio::signal::unix::signal(kind).unwrap());
+        }
+    }
+}
+
 impl Place {
     pub fn new() -> Self {
+        inherit_no_ignored_signals();
         Self {
             dir: TempDir::new().unwrap(),
         }

@@ -7,6 +7,8 @@
 //!   files; what they print on stdout must be what the README says.
 //! - `<!-- run on a cluster -->` is a transcript too, for the test on real nodes
 //!   (`cluster::real::the_readmes_cluster_section`).
+//! - `<!-- run on fake nodes -->` likewise, for the test on nodes that only play their pods
+//!   (`cluster::fake::catalogue`).
 //! - `<!-- not run: REASON -->` is only shown, and may not look like a template.
 //!
 //! A block without such a comment fails: no example goes untested by oversight.
@@ -36,6 +38,7 @@ enum Role {
     File(String),
     Run,
     RunOnCluster,
+    RunOnFakeNodes,
     Shown,
 }
 
@@ -46,8 +49,9 @@ struct Block {
     text: String,
 }
 
+/// (A manifest may hold one; the cluster reads it.)
 fn looks_like_a_template(text: &str) -> bool {
-    text.contains("action:") || text.contains("\"action\"")
+    !text.starts_with("apiVersion:") && (text.contains("action:") || text.contains("\"action\""))
 }
 
 fn role(comment: &str) -> Option<Role> {
@@ -57,6 +61,7 @@ fn role(comment: &str) -> Option<Role> {
         Some(("not run", reason)) if !reason.trim().is_empty() => Some(Role::Shown),
         None if words == "run" => Some(Role::Run),
         None if words == "run on a cluster" => Some(Role::RunOnCluster),
+        None if words == "run on fake nodes" => Some(Role::RunOnFakeNodes),
         _ => None,
     }
 }
@@ -98,7 +103,7 @@ fn blocks(text: &str) -> Result<Vec<Block>, String> {
                     "line {line}: a template must be a file, so that it is tested"
                 ));
             }
-            Role::Run | Role::RunOnCluster if !text.starts_with("$ ") => {
+            Role::Run | Role::RunOnCluster | Role::RunOnFakeNodes if !text.starts_with("$ ") => {
                 return Err(format!("line {line}: a transcript begins with a command"));
             }
             _ => blocks.push(Block { line, role, text }),
@@ -301,18 +306,31 @@ fn compare(block: &Block, (succeeded, printed, said): (bool, String, String)) {
 /// Runs what needs a cluster, against the one that `tests/cluster/with` has lent: with its state
 /// and its programs, and with the cargo that builds.
 pub fn run_on_a_cluster() {
+    run_all(&Role::RunOnCluster, |_| {});
+}
+
+/// Runs what needs an API server and an operator, in the namespace that the kubeconfig names.
+pub fn run_on_fake_nodes(kubeconfig: &Path) {
+    run_all(&Role::RunOnFakeNodes, |shell| {
+        shell.env("KUBECONFIG", kubeconfig);
+    });
+}
+
+fn run_all(wanted: &Role, prepare: impl Fn(&mut Command)) {
     let dir = checkout();
     symlink(Path::new(ROOT).join("tests"), dir.path().join("tests")).unwrap();
+    let blocks = blocks(README).unwrap();
     let mut ran = 0;
-    for block in blocks(README).unwrap() {
+    for block in &blocks {
         match &block.role {
             Role::File(name) => write_file(&dir.path().join(name), &block.text),
-            Role::RunOnCluster => {
-                let script = script(&block.text);
-                compare(&block, answer(&mut Command::new("sh"), dir.path(), &script));
+            role if role == wanted => {
+                let mut shell = Command::new("sh");
+                prepare(&mut shell);
+                compare(block, answer(&mut shell, dir.path(), &script(&block.text)));
                 ran += 1;
             }
-            Role::Run | Role::Shown => {}
+            _ => {}
         }
     }
     assert!(ran >= 2, "found {ran} transcripts");
@@ -378,8 +396,10 @@ fn every_option_of_the_program_is_in_the_readme() {
             .collect();
         assert!(options.contains(&"--metadata"), "{help}");
         for option in options {
+            // Where a value may be left out, its name stands with the option.
+            let option = option.replace(['<', '>'], "");
             assert!(
-                README.contains(option),
+                README.contains(&option),
                 "the README does not explain apscli {command} {option}"
             );
         }

@@ -49,6 +49,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end -}}
 
 {{/* How containers of this chart run: the restricted standard and more. */}}
+{{/* Whether there is a runner for processes: "true" or nothing. */}}
+{{- define "apscli.processes" -}}
+{{- if or .Values.processes.namespaces .Values.processes.services }}true{{ end -}}
+{{- end -}}
+
 {{- define "apscli.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65534
@@ -76,7 +81,8 @@ capabilities:
   verbs: [patch]
 - apiGroups: [apscli.dev]
   resources: [workflowrunpages]
-  verbs: [create, get, list, watch, update, patch]
+  # They are read one by one, by the names they must have.
+  verbs: [create, get, patch]
 - apiGroups: [""]
   resources: [pods]
   # Patched is the finalizer only.
@@ -85,9 +91,6 @@ capabilities:
   resources: [configmaps]
   # What a run uses is kept in ConfigMaps, which further runs of the same are added to as owners.
   verbs: [create, patch]
-- apiGroups: [events.k8s.io]
-  resources: [events]
-  verbs: [create]
 {{ include "apscli.catalogueRules" . }}
 {{- end -}}
 
@@ -103,6 +106,10 @@ capabilities:
   resources: [configmaps]
   # Catalogues are told by a label, which a role cannot ask for.
   verbs: [get, list, watch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  # What is wrong with a ConfigMap of a catalogue is said by an Event on it.
+  verbs: [create]
 {{- end -}}
 
 {{/* What takes finalizers off at uninstall; a pod that was changed meanwhile is got again. */}}

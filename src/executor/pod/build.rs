@@ -577,6 +577,8 @@ fn shortened(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::engine::spec::{Action, Cmd, EnvText};
     use crate::value::{Place, Value};
@@ -863,6 +865,46 @@ mod tests {
             (&*annotations[ANNOTATION_ATTEMPT], &*annotations["note"]),
             ("1", "n")
         );
+    }
+
+    fn any_name() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "\\PC{1,300}",
+            "[a-zA-Z0-9._-]{1,300}",
+            "[-._]{1,300}",
+            "[!-/:-@\\[-`{-~ ]{1,300}",
+            "[\u{e9}\u{65e5}\u{1f600}]{1,75}",
+        ]
+    }
+
+    proptest! {
+        /// As an API server checks them: a pod that it refuses would be a node that cannot run.
+        #[test]
+        fn any_names_make_a_pod_that_is_taken(
+            name in any_name(),
+            other in any_name(),
+            run_name in "[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?",
+        ) {
+            let (Ok(name), Ok(other)) = (name.parse::<NodeName>(), other.parse::<NodeName>()) else {
+                return Ok(());
+            };
+            let run = RunPods { name: run_name, ..run() };
+            let named = |name: &NodeName| pod(&run, &node(name.as_str()));
+            let metadata = named(&name).metadata;
+            let pod_name = metadata.name.unwrap();
+            prop_assert!(pod_name.len() <= 63);
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            prop_assert!(pod_name.chars().all(plain) && pod_name.starts_with("apscli-"));
+            prop_assert_eq!(named(&other).metadata.name.unwrap() == pod_name, name == other);
+            for value in metadata.labels.unwrap().into_values() {
+                let edge = |c: char| c.is_ascii_alphanumeric();
+                let inner = |c: char| edge(c) || matches!(c, '-' | '_' | '.');
+                prop_assert!(value.len() <= 63 && value.chars().all(inner), "{}", value);
+                prop_assert!(value.starts_with(edge) && value.ends_with(edge), "{}", value);
+            }
+            let annotations = metadata.annotations.unwrap();
+            prop_assert_eq!(annotations[NODE].as_str(), name.as_str());
+        }
     }
 
     #[test]

@@ -151,6 +151,7 @@ fn by_hand(work: &Work, control: &Control) -> Outcome {
         env: environment(),
         folder: PathBuf::from(&work.folder),
         grace: work.grace(),
+        fence: None,
     };
     let log = Path::new(OWN_STDOUT);
     match &work.action {

@@ -194,3 +194,108 @@ async fn a_large_run_does_not_make_a_small_one_wait() {
         fake.created().len()
     );
 }
+
+/// A kubelet tells of the container's end before it tells of the pod's: the pod, and with it its
+/// log, must not go because its run is over by then.
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_phase_lags_behind_its_container_stays() {
+    let fake = started().await;
+    fake.put("workflowruns", run_of(&json!({"a": node(&[])})));
+    passes(1).await;
+    fake.pod_runs("a/1");
+    fake.container_ends("a/1");
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    // Somebody else's change brings the pod up again, as it is.
+    let name = fake.pod_name("a/1");
+    fake.merge(
+        "pods",
+        &name,
+        &json!({"metadata": {"labels": {"more": "news"}}}),
+    );
+    passes(1).await;
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    let calls = fake.calls();
+    assert!(
+        !calls.iter().any(|it| it.contains("delete pod")),
+        "{calls:?}"
+    );
+    assert!(fake.pod("a/1").is_some());
+    silence(&fake).await;
+}
+
+fn auto() -> Options {
+    Options {
+        delivery: Some(crate::operator::options::Delivery::Auto),
+        ..options()
+    }
+}
+
+fn a_node(name: &str, runtime: &str) -> Value {
+    let info = json!({"kubeletVersion": "v1.37.2", "containerRuntimeVersion": runtime,
+        "architecture": "", "bootID": "", "kernelVersion": "", "kubeProxyVersion": "",
+        "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": ""});
+    json!({"metadata": {"name": name}, "status": {"nodeInfo": info}})
+}
+
+/// How apscli-node comes into the pod of a run in the image `other`, and what was asked for it.
+async fn delivered(fake: &Fake, run_name: &str) -> (&'static str, usize) {
+    fake.calls();
+    let mut run = run(&json!({"template": {"a": node(&[])}, "image": "other"}));
+    run["metadata"]["name"] = json!(run_name);
+    fake.put("workflowruns", run);
+    rest().await;
+    let asked = fake.calls().iter().filter(|it| *it == "list nodes").count();
+    let pods = fake.pods();
+    let pods = pods.iter().map(|key| fake.get("pods", &key.2).unwrap());
+    let pod = pods
+        .filter(|pod| pod["metadata"]["ownerReferences"][0]["name"] == run_name)
+        .collect::<Vec<_>>();
+    let [pod] = pod.as_slice() else {
+        panic!("{pod:?}")
+    };
+    let bin = pod["spec"]["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|it| it["name"] == "bin");
+    let how = match (
+        bin.and_then(|it| it["image"]["reference"].as_str()),
+        pod["spec"]["initContainers"][0]["image"].as_str(),
+    ) {
+        (Some("tools"), None) => "volume",
+        (None, Some("tools")) => "copy",
+        other => panic!("{other:?}"),
+    };
+    (how, asked)
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_are_mounted_where_all_nodes_can() {
+    let fake = Fake::new();
+    fake.put_in("", "nodes", a_node("one", "containerd://2.4.2"));
+    operate(&fake, auto());
+    passes(1).await;
+    assert_eq!(delivered(&fake, "first").await, ("volume", 1));
+    // What was found counts for a while.
+    fake.put_in("", "nodes", a_node("two", "containerd://1.7.3"));
+    assert_eq!(delivered(&fake, "second").await, ("volume", 0));
+    passes(61).await;
+    assert_eq!(delivered(&fake, "third").await, ("copy", 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn apscli_node_is_copied_where_nodes_cannot_be_read_and_the_own_image_needs_neither() {
+    let fake = Fake::new();
+    operate(&fake, auto());
+    fake.rule("list nodes", 1, fake::Act::Refuse(403, "Forbidden", "no"));
+    passes(1).await;
+    fake.put("workflowruns", run_of(&json!({"a": node(&[])})));
+    rest().await;
+    let calls = fake.calls();
+    assert!(!calls.contains(&"list nodes".to_owned()), "{calls:?}");
+    assert_eq!(delivered(&fake, "other").await, ("copy", 0));
+    passes(61).await;
+    assert_eq!(delivered(&fake, "none").await, ("copy", 1));
+}

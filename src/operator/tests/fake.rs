@@ -403,6 +403,22 @@ impl Fake {
         self.ends(&key, code, &frame::encode(&outcome, 4096), "Completed");
     }
 
+    /// A pod's container has ended well, and its pod's phase does not say so yet.
+    pub fn container_ends(&self, attempt: &str) {
+        let key = self.pod_key(attempt);
+        let outcome = Outcome {
+            ending: Ending::Exited(0),
+            captured: Captured::default(),
+        };
+        self.container(
+            &key,
+            "Running",
+            0,
+            &frame::encode(&outcome, 4096),
+            "Completed",
+        );
+    }
+
     /// A pod's container ends with this termination message.
     pub fn pod_says(&self, attempt: &str, code: i32, message: &str, reason: &str) {
         let key = self.pod_key(attempt);
@@ -410,8 +426,12 @@ impl Fake {
     }
 
     fn ends(&self, key: &Key, code: i32, message: &str, reason: &str) {
-        let now = self.second();
         let phase = if code == 0 { "Succeeded" } else { "Failed" };
+        self.container(key, phase, code, message, reason);
+    }
+
+    fn container(&self, key: &Key, phase: &str, code: i32, message: &str, reason: &str) {
+        let now = self.second();
         let status = json!({"phase": phase, "containerStatuses": [
             {"name": "node", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
              "state": {"terminated": {"exitCode": code, "message": message, "reason": reason,

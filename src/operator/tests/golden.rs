@@ -15,6 +15,7 @@ use super::*;
 type State = (&'static str, &'static str, Fake);
 
 /// The states that every version leaves.
+#[allow(clippy::too_many_lines, reason = "a list")]
 async fn states() -> Vec<State> {
     let mut states = Vec::new();
     let template = json!({"template": diamond()});

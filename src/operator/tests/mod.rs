@@ -18,6 +18,9 @@ mod edges;
 mod fake;
 mod faults;
 mod golden;
+mod holes;
+mod process;
+mod raw;
 mod record;
 mod restart;
 
@@ -32,7 +35,7 @@ use tokio::time::sleep;
 
 use super::health::Health;
 use super::metrics::Metrics;
-use super::options::{Options, Scope};
+use super::options::{Options, Processes, Scope};
 use crate::engine::event::Ending;
 use fake::Fake;
 
@@ -47,6 +50,8 @@ fn options() -> Options {
         service_accounts: Vec::new(),
         default_ttl: None,
         max_writes: NonZeroUsize::new(64).unwrap(),
+        processes: Processes::default(),
+        runner: None,
         resync: Duration::from_secs(900),
     }
 }

@@ -284,7 +284,8 @@ fn no_object_is_larger_than_256_kib() {
             };
             let facts = move |_| PodFacts {
                 pod: Some(pod.clone()),
-                waits: None,
+                sandbox: Some("s".repeat(200)),
+                ..PodFacts::default()
             };
             let verdict = Verdict {
                 phase: crate::engine::state::Phase::Failed,
@@ -319,7 +320,7 @@ fn no_object_is_larger_than_256_kib() {
                         unreachable!()
                     };
                     let ending = Ending::Exited(0);
-                    let captured = finished.captured.clone();
+                    let captured = finished.captured().clone();
                     let kept = status::kept(&graph, ix, Outcome { ending, captured }).captured;
                     serde_json::to_string(&kept).unwrap().len()
                 })

@@ -4,6 +4,7 @@
 //! standard library that a call needs, because user code may shadow or replace them.
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -26,6 +27,10 @@ pub struct Interpreter<'py> {
     pub traceback: Bound<'py, PyModule>,
     pub path_finder: Bound<'py, PyAny>,
     pub json_loads: Bound<'py, PyAny>,
+    /// What `json_loads` comes down to for a text that is nothing but JSON: C code, where the rest is Python.
+    pub json_scan: Option<Bound<'py, PyAny>>,
+    /// The path hook that every path entry is offered to first, and that takes no folder.
+    zip_hook: Bound<'py, PyAny>,
     pub json_encode: Bound<'py, PyAny>,
     fork: Bound<'py, PyAny>,
     exit: Bound<'py, PyAny>,
@@ -77,12 +82,19 @@ impl<'py> Interpreter<'py> {
             traceback: py.import("traceback")?,
             path_finder: py.import("importlib.machinery")?.getattr("PathFinder")?,
             json_loads: json.getattr("loads")?,
+            json_scan: json
+                .getattr("JSONDecoder")?
+                .call0()?
+                .getattr("scan_once")
+                .ok(),
+            zip_hook: py.import("zipimport")?.getattr("zipimporter")?,
             json_encode: encoder.getattr("encode")?,
             fork: os.getattr("fork")?,
             exit: os.getattr("_exit")?,
             threading: py.import("threading")?,
             atexit: py.import("atexit")?,
-            signal_mask: signal.getattr("pthread_sigmask")?,
+            // Not that of `signal`, which makes enums of what it returns: a call does not look at it.
+            signal_mask: py.import("_signal")?.getattr("pthread_sigmask")?,
             unblock: signal.getattr("SIG_UNBLOCK")?,
             signals: signals.into_pyobject(py)?.into_any(),
             sys,
@@ -181,6 +193,19 @@ impl<'py> Interpreter<'py> {
         setrlimit(Resource::Nofile, self.open_files).map_err(std::io::Error::from)?;
         // A signal that waited strikes here: by default action, or (SIGINT) as an exception.
         self.signal_mask.call1((&self.unblock, &self.signals))?;
+        Ok(())
+    }
+
+    /// Makes a folder of the path known to the import system as such. It would find out by itself, but by way
+    /// of an exception out of Python code.
+    pub fn know_folder(&self, folder: &Bound<'py, PyAny>) -> PyResult<()> {
+        let hooks = self.sys.getattr("path_hooks")?;
+        if folder.extract::<PathBuf>()?.is_dir() && hooks.get_item(0)?.is(&self.zip_hook) {
+            let known = self.sys.getattr("path_importer_cache")?;
+            if !known.contains(folder)? {
+                known.set_item(folder, hooks.get_item(1)?.call1((folder,))?)?;
+            }
+        }
         Ok(())
     }
 

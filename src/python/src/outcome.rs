@@ -3,7 +3,8 @@
 //! May not let anything through that the host could not read: a document is valid JSON in ASCII, within the
 //! caps on size and depth; what is not, becomes an exception that says so.
 
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -19,7 +20,9 @@ const DEPTH_MAX: usize = 127;
 /// Characters of a message, which may quote data of any size.
 const MESSAGE_MAX: isize = 64 << 10;
 
-const KEYS: [&str; 5] = ["return_code", "output", "info", "err_msg", "err_code"];
+const CODE: &str = "return_code";
+/// What a function may say beside its code.
+const TOLD: [&str; 4] = ["output", "info", "err_msg", "err_code"];
 const EXPECTED: &str = "expected 0, 1 or a dict with an int `return_code` (0 is success)";
 
 #[derive(Clone, Copy)]
@@ -114,27 +117,22 @@ pub fn returned(
     };
     let mut document = String::from("{\"returned\":{");
     if let Ok(dict) = value.cast::<PyDict>() {
-        let code = dict.get_item(KEYS[0]).ok().flatten();
+        let code = dict.get_item(CODE).ok().flatten();
         let code = code.ok_or_else(|| bad("a dict without `return_code`".to_owned()))?;
-        if int(&code).is_none() {
+        let Some(number) = int(&code) else {
             return Err(bad(format!(
                 "a dict whose `return_code` is {}",
                 describe(&code)
             )));
-        }
-        for key in KEYS {
+        };
+        let _ = write!(document, "\"return_code\":{number}");
+        for key in TOLD {
             let Some(value) = dict.get_item(key).ok().flatten() else {
                 continue;
             };
             let text = encode(interpreter, &value)
                 .map_err(|error| unwritable(interpreter, target, key, error))?;
-            if document.len() > "{\"returned\":{".len() {
-                document.push(',');
-            }
-            document.push('"');
-            document.push_str(key);
-            document.push_str("\":");
-            document.push_str(&text);
+            let _ = write!(document, ",\"{key}\":{text}");
         }
         tell_dropped(interpreter, target, dict);
     } else if let Some(code @ (0 | 1)) = int(value) {
@@ -196,7 +194,7 @@ fn unwritable(interpreter: &Interpreter<'_>, target: &str, key: &str, error: PyE
 fn tell_dropped(interpreter: &Interpreter<'_>, target: &str, dict: &Bound<'_, PyDict>) {
     let unknown = |key: &Bound<'_, PyAny>| {
         !key.extract::<String>()
-            .is_ok_and(|key| KEYS.contains(&&*key))
+            .is_ok_and(|key| key == CODE || TOLD.contains(&&*key))
     };
     let dropped: Vec<String> = dict
         .keys()
@@ -210,10 +208,12 @@ fn tell_dropped(interpreter: &Interpreter<'_>, target: &str, dict: &Bound<'_, Py
         })
         .collect();
     if !dropped.is_empty() {
-        let (dropped, known) = (dropped.join(", "), KEYS.join(", "));
+        let (dropped, known) = (dropped.join(", "), TOLD.join(", "));
         tell(
             interpreter,
-            &format!("`{target}` returned keys that are left out: {dropped} (known: {known})"),
+            &format!(
+                "`{target}` returned keys that are left out: {dropped} (known: {CODE}, {known})"
+            ),
         );
     }
 }

@@ -50,10 +50,13 @@ pub fn read<'py>(interpreter: &Interpreter<'py>, pipe: OwnedFd) -> Result<Reques
         )));
     }
     let wrong = |error: PyErr| bad(format!("the request is not what it should be: {error}"));
-    let request = interpreter
-        .json_loads
-        .call1((PyBytes::new(py, &text),))
-        .map_err(|error| bad(format!("the request is not JSON: {error}")))?;
+    let request = match scanned(interpreter, &text) {
+        Some(request) => request,
+        None => interpreter
+            .json_loads
+            .call1((PyBytes::new(py, &text),))
+            .map_err(|error| bad(format!("the request is not JSON: {error}")))?,
+    };
     drop(text);
     let request = request
         .cast_into::<PyDict>()
@@ -61,6 +64,15 @@ pub fn read<'py>(interpreter: &Interpreter<'py>, pipe: OwnedFd) -> Result<Reques
     let parsed = parse(&request).map_err(wrong)?;
     apply(interpreter, &request, &parsed).map_err(|error| bad(error.to_string()))?;
     Ok(parsed)
+}
+
+/// Reads a text that is JSON from its first character to its last; what else it may be, or what is wrong
+/// with it, is for Python's own code to say.
+fn scanned<'py>(interpreter: &Interpreter<'py>, text: &[u8]) -> Option<Bound<'py, PyAny>> {
+    let text = std::str::from_utf8(text).ok()?;
+    let scanned = interpreter.json_scan.as_ref()?.call1((text, 0)).ok()?;
+    let (value, end) = scanned.extract::<(_, usize)>().ok()?;
+    (end == text.chars().count()).then_some(value)
 }
 
 fn bad(message: String) -> Failure {
@@ -84,10 +96,10 @@ fn parse<'py>(request: &Bound<'py, PyDict>) -> PyResult<Request<'py>> {
     })
 }
 
-fn apply(
-    interpreter: &Interpreter<'_>,
-    request: &Bound<'_, PyDict>,
-    parsed: &Request<'_>,
+fn apply<'py>(
+    interpreter: &Interpreter<'py>,
+    request: &Bound<'py, PyDict>,
+    parsed: &Request<'py>,
 ) -> PyResult<()> {
     if let Some(env) = request.get_item("env")?.filter(|env| !env.is_none()) {
         let environ = interpreter.os.getattr("environ")?;
@@ -102,6 +114,10 @@ fn apply(
     }
     if let Some(cwd) = request.get_item("cwd")?.filter(|cwd| !cwd.is_none()) {
         interpreter.os.call_method1("chdir", (cwd,))?;
+    }
+    for entry in parsed.path.iter() {
+        // Whatever is wrong with it, the import itself will say.
+        let _ = interpreter.know_folder(&entry);
     }
     let path = interpreter.sys.getattr("path")?.cast_into::<PyList>()?;
     path.set_slice(0, 0, &parsed.path)

@@ -13,16 +13,16 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, kill_process_group, pidfd_open,
-    setpgid, waitpid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, getpid, kill_process_group,
+    pidfd_open, setpgid, waitid,
 };
 
 use crate::child;
 use crate::interpreter::Interpreter;
 use crate::wire::{Call, End, Host, Message, PROTOCOL, Received};
 
-/// The host's number among the watched; no child has it.
-const HOST: u64 = 0;
+/// The host's number among the watched; no call may have it.
+const HOST: u64 = u64::MAX;
 /// Calls taken in one turn, so that in a flood of calls the ended ones are told between.
 const CALLS_A_TURN: usize = 32;
 const EVENTS_A_TURN: usize = 128;
@@ -39,17 +39,23 @@ pub enum Served {
 }
 
 struct Child {
-    call: u64,
     pid: Pid,
-    /// None when the system had no descriptor left to give: then it is asked for instead.
+    /// None when the system had no descriptor left to give (then it is asked for instead), and once it has ended.
     pidfd: Option<OwnedFd>,
+    /// It has ended, and the host was told.
+    ended: bool,
+    /// The host signals it no more.
+    over: bool,
 }
 
 struct Parent {
     host: Host,
     watch: OwnedFd,
     wants_to_send: bool,
+    /// By their calls; until they are reaped.
     children: HashMap<u64, Child>,
+    /// Those among them that cannot be watched and have not ended.
+    unwatched: Vec<u64>,
     pid: Pid,
 }
 
@@ -75,6 +81,7 @@ pub fn run(interpreter: &Interpreter<'_>, host: Host) -> PyResult<Served> {
         watch,
         wants_to_send: false,
         children: HashMap::new(),
+        unwatched: Vec::new(),
         pid: getpid(),
     };
     let end = parent.serve(interpreter);
@@ -102,14 +109,16 @@ impl Parent {
             let mut host_calls = false;
             for (flags, who) in self.wait(interpreter)? {
                 if who != HOST {
-                    self.reap(who)?;
+                    self.look_at(who)?;
                 } else if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
                     return Ok(Served::HostGone);
                 } else {
                     host_calls |= flags.contains(epoll::EventFlags::IN);
                 }
             }
-            self.ask_the_unwatched()?;
+            for call in self.unwatched.clone() {
+                self.look_at(call)?;
+            }
             if host_calls && let Some(served) = self.take_calls(interpreter)? {
                 return Ok(served);
             }
@@ -118,8 +127,7 @@ impl Parent {
 
     /// Waits until something happens. The GIL is free meanwhile, for threads of preloaded modules.
     fn wait(&self, interpreter: &Interpreter<'_>) -> Result<Vec<(epoll::EventFlags, u64)>, String> {
-        let unwatched = self.children.values().any(|child| child.pidfd.is_none());
-        let timeout = unwatched.then_some(&ASK_EVERY);
+        let timeout = (!self.unwatched.is_empty()).then_some(&ASK_EVERY);
         let watch = self.watch.as_fd();
         interpreter.py.detach(|| {
             let mut events = Vec::with_capacity(EVENTS_A_TURN);
@@ -166,6 +174,13 @@ impl Parent {
                         error: &error,
                     })?;
                 }
+                Received::Over(call) => self.over(call),
+                Received::Call(call) if call.id == HOST || self.children.contains_key(&call.id) => {
+                    self.host.say(&Message::Refused {
+                        call: call.id,
+                        error: "the call's number is taken",
+                    })?;
+                }
                 Received::Call(call) => {
                     if let Some(call) = self.fork(interpreter, call)? {
                         return Ok(Some(Served::Child(call)));
@@ -202,17 +217,20 @@ impl Parent {
         let id = call.id;
         // Before a new descriptor is asked for: these four make room for it.
         drop(call);
-        let key = key(pid);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok().filter(|pidfd| {
-            let data = epoll::EventData::new_u64(key);
+            let data = epoll::EventData::new_u64(id);
             epoll::add(&self.watch, pidfd, data, epoll::EventFlags::IN).is_ok()
         });
+        if pidfd.is_none() {
+            self.unwatched.push(id);
+        }
         let child = Child {
-            call: id,
             pid,
             pidfd,
+            ended: false,
+            over: false,
         };
-        self.children.insert(key, child);
+        self.children.insert(id, child);
         self.host.say(&Message::Forked {
             call: id,
             pid: pid.as_raw_nonzero().get(),
@@ -220,51 +238,69 @@ impl Parent {
         Ok(None)
     }
 
-    fn ask_the_unwatched(&mut self) -> Result<(), String> {
-        let unwatched = self
-            .children
-            .iter()
-            .filter(|(_, child)| child.pidfd.is_none());
-        let keys: Vec<u64> = unwatched.map(|(key, _)| *key).collect();
-        keys.into_iter().try_for_each(|key| self.reap(key))
-    }
-
-    fn reap(&mut self, key: u64) -> Result<(), String> {
-        let Some(child) = self.children.get(&key) else {
+    /// Tells the host if the call's process has ended. It is left unreaped, so that its number cannot become
+    /// another's while the host may still signal it.
+    fn look_at(&mut self, call: u64) -> Result<(), String> {
+        let Some(child) = self.children.get_mut(&call).filter(|child| !child.ended) else {
             return Ok(());
         };
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let status = loop {
-            match waitpid(Some(child.pid), WaitOptions::NOHANG) {
-                Ok(Some((_, status))) => break Some(status),
+            match waitid(WaitId::Pid(child.pid), look) {
+                Ok(Some(status)) => break Some(status),
                 Ok(None) => return Ok(()),
                 Err(Errno::INTR) => {}
                 // Code that was preloaded has taken it away from us.
                 Err(_) => break None,
             }
         };
-        if let Some(pidfd) = &child.pidfd {
+        child.ended = true;
+        match child.pidfd.take() {
             // Closing alone would not do: a child forked since holds the same description for a moment.
-            let _ = epoll::delete(&self.watch, pidfd);
+            Some(pidfd) => {
+                let _ = epoll::delete(&self.watch, &pidfd);
+            }
+            None => self.unwatched.retain(|other| *other != call),
         }
-        let (call, how) = (child.call, ended(status));
-        self.children.remove(&key);
-        self.host.say(&Message::Ended { call, how })
+        let how = ended(status.as_ref());
+        self.host.say(&Message::Ended { call, how })?;
+        self.reap(call);
+        Ok(())
+    }
+
+    /// The host signals the call's process no more.
+    fn over(&mut self, call: u64) {
+        if let Some(child) = self.children.get_mut(&call) {
+            child.over = true;
+        }
+        self.reap(call);
+    }
+
+    /// Reaps a process that has ended and that the host is done with.
+    fn reap(&mut self, call: u64) {
+        let Some(child) = self.children.get(&call) else {
+            return;
+        };
+        if child.ended && child.over {
+            let _ = waitid(
+                WaitId::Pid(child.pid),
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+            );
+            self.children.remove(&call);
+        }
     }
 
     /// Without a host nobody waits for the calls, and nobody could stop them.
     fn kill_all(&self) {
-        for child in self.children.values() {
+        // What a call that has ended left behind on purpose stays.
+        for child in self.children.values().filter(|child| !child.ended) {
             // Not reaped, so the number is still theirs.
             let _ = kill_process_group(child.pid, Signal::KILL);
         }
     }
 }
 
-fn key(pid: Pid) -> u64 {
-    u64::from(pid.as_raw_nonzero().get().unsigned_abs())
-}
-
-fn ended(status: Option<WaitStatus>) -> End {
+fn ended(status: Option<&WaitIdStatus>) -> End {
     let Some(status) = status else {
         return End::ExitCode(255);
     };

@@ -16,7 +16,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever the other side would misunderstand.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// A packet from the host is a few dozen bytes: what a call needs comes through the call's own pipe.
 const PACKET_MAX: usize = 4096;
@@ -35,7 +35,8 @@ pub enum Message<'a> {
     Forked { call: u64, pid: i32 },
     /// There is no process for the call.
     Refused { call: u64, error: &'a str },
-    /// The call's process has ended and was reaped.
+    /// The call's process has ended. It stays unreaped, and so its number its own, until the host says
+    /// that it is over with it: till then the host may signal the process and its group.
     Ended {
         call: u64,
         #[serde(flatten)]
@@ -61,6 +62,8 @@ pub struct Call {
 
 pub enum Received {
     Call(Call),
+    /// The host is done with a call: it signals its process no more.
+    Over(u64),
     /// A call that cannot be carried out as it came.
     Unusable {
         call: u64,
@@ -72,8 +75,10 @@ pub enum Received {
 }
 
 #[derive(Deserialize)]
-struct Packet {
-    call: u64,
+#[serde(rename_all = "snake_case")]
+enum Packet {
+    Call(u64),
+    Over(u64),
 }
 
 /// The host's end of the conversation as this process sees it.
@@ -164,10 +169,16 @@ impl Host {
             return Err(format!("a packet from the host is over {PACKET_MAX} bytes"));
         }
         let text = text.get(..got.bytes).unwrap_or_default();
-        let Packet { call } = serde_json::from_slice(text).map_err(|e| {
+        let packet = serde_json::from_slice(text).map_err(|e| {
             let text = String::from_utf8_lossy(text);
-            format!("a packet from the host is not {{\"call\":ID}}: {text}: {e}")
+            format!(
+                "a packet from the host is neither {{\"call\":ID}} nor {{\"over\":ID}}: {text}: {e}"
+            )
         })?;
+        let call = match packet {
+            Packet::Call(call) => call,
+            Packet::Over(call) => return Ok(Received::Over(call)),
+        };
         let cut = got.flags.contains(ReturnFlags::CTRUNC);
         Ok(match <[OwnedFd; 4]>::try_from(fds) {
             Ok([request, result, stdout, stderr]) if !cut => Received::Call(Call {

@@ -125,6 +125,11 @@ def forks():
     if os.fork() == 0:
         time.sleep(3)
     return {"return_code": 0, "output": os.getpid()}
+def leaves():
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(1000)
+    return {"return_code": 0, "output": pid}
 def descendant():
     pid = os.fork()
     if pid == 0:
@@ -191,6 +196,7 @@ class Host:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.socket, selectors.EVENT_READ, self.hear)
         self.calls, self.ready, self.gone, self.messages = {}, None, False, []
+        self.says_over = True
 
     def __enter__(self):
         self.pump(lambda: self.ready or self.gone)
@@ -241,6 +247,14 @@ class Host:
             else:
                 assert kind == "ended" and call.pid and call.ended is None, message
                 call.ended, call.ended_at = body, time.perf_counter()
+                if self.says_over:
+                    self.over(call)
+
+    def over(self, call):
+        try:
+            self.socket.send(json.dumps({"over": call.id}).encode())
+        except (BlockingIOError, BrokenPipeError):
+            pass  # full, or gone: then it stays unreaped
 
     def pump(self, until, timeout=60):
         end = time.monotonic() + timeout
@@ -376,7 +390,7 @@ class Served(unittest.TestCase):
         ready = self.host.ready
         version = subprocess.check_output([PYTHON, "-c", "import platform; print(platform.python_version())"], text=True)
         self.assertEqual(ready["version"], version.strip())
-        self.assertEqual(ready["protocol"], 1)
+        self.assertEqual(ready["protocol"], 2)
         self.assertTrue(os.access(ready["executable"], os.X_OK))
 
     # What a function may return
@@ -709,6 +723,57 @@ class Many(unittest.TestCase):
                 call = host.start("user", "zero")
                 host.pump(lambda: call.done)
                 self.assertIn("Resource temporarily unavailable", call.refused)
+
+
+class Over(unittest.TestCase):
+    """A number stays that of its call's process as long as the host may signal it."""
+
+    def test_an_ended_process_is_kept_until_the_host_is_done(self):
+        with Host() as host:
+            host.says_over = False
+            call = host.call("zero")
+            host.call("zero")  # many turns of the parent later
+            self.assertFalse(alive(call.pid))
+            os.kill(call.pid, 0)
+            os.killpg(call.pid, 0)
+            host.over(call)
+            self.assertTrue(eventually(lambda: not os.path.exists("/proc/%d" % call.pid)), "it is never reaped")
+
+    def test_a_host_that_is_done_before_the_end(self):
+        with Host() as host:
+            host.says_over = False
+            call = host.start("user", "nap")
+            host.pump(lambda: call.pid)
+            host.over(call)
+            self.assertEqual(host.call("zero").document, {"returned": {"return_code": 0}})
+            self.assertTrue(alive(call.pid))
+            os.kill(call.pid, signal.SIGKILL)
+            host.pump(lambda: call.done)
+            self.assertTrue(eventually(lambda: not os.path.exists("/proc/%d" % call.pid)), "it is never reaped")
+            host.over(call)  # nobody's any more
+            self.assertEqual(host.call("zero").document, {"returned": {"return_code": 0}})
+
+    def test_what_an_ended_call_left_behind_stays_when_the_host_goes(self):
+        with Host() as host:
+            host.says_over = False
+            call = host.start("user", "leaves")
+            host.pump(lambda: call.ended)
+            left = call.document["returned"]["output"]
+            host.close()
+            try:
+                self.assertTrue(alive(left))
+            finally:
+                os.kill(left, signal.SIGKILL)
+
+    def test_a_number_that_is_taken_is_refused(self):
+        with Host() as host, open(os.devnull) as null:
+            call = host.start("user", "nap")
+            host.pump(lambda: call.pid)
+            socket.send_fds(host.socket, [json.dumps({"call": call.id}).encode()], [null.fileno()] * 4)
+            host.pump(lambda: call.refused)
+            self.assertIn("taken", call.refused)
+            os.kill(call.pid, signal.SIGKILL)
+            host.pump(lambda: call.ended)
 
 
 class Ends(unittest.TestCase):

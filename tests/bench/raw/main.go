@@ -26,7 +26,13 @@ import (
 	"time"
 )
 
-const namespacePods = "/api/v1/namespaces/default/pods"
+const (
+	namespacePods = "/api/v1/namespaces/default/pods"
+	namespaceMaps = "/api/v1/namespaces/default/configmaps"
+	// Stands in the file for the name, and for the UID of the run.
+	nameOfPod = "NAME-OF-THE-POD"
+	uidOfRun  = "00000000-0000-0000-0000-000000000000"
+)
 
 type api struct {
 	server string
@@ -58,9 +64,8 @@ func main() {
 
 	ctx, cancel := context.WithTimeout(context.Background(), *patience)
 	defer cancel()
-	pod, err := os.ReadFile(*podFile)
-	check(err, "the pod cannot be read")
 	a := connect(*kubeconfig)
+	pod := a.ownedPod(ctx, *podFile)
 
 	if *hops > 0 {
 		report(a.chain(ctx, pod, *hops))
@@ -178,9 +183,41 @@ func (a *api) watchDone(ctx context.Context, prefix string) <-chan string {
 	return done
 }
 
+// ownedPod reads the pod, and gives it an owner that exists: without one, the cluster would collect it
+// as garbage. That is a ConfigMap, since this control plane need not know what a run is.
+func (a *api) ownedPod(ctx context.Context, path string) []byte {
+	text, err := os.ReadFile(path)
+	check(err, "the pod cannot be read")
+	var pod struct {
+		APIVersion string          `json:"apiVersion,omitempty"`
+		Kind       string          `json:"kind,omitempty"`
+		Metadata   map[string]any  `json:"metadata"`
+		Spec       json.RawMessage `json:"spec"`
+	}
+	check(json.Unmarshal(text, &pod), "the pod cannot be read")
+	var owner struct {
+		Metadata struct {
+			Name string `json:"name"`
+			UID  string `json:"uid"`
+		} `json:"metadata"`
+	}
+	body := a.do(ctx, http.MethodPost, namespaceMaps, []byte(`{"metadata": {"generateName": "raw-"}}`), http.StatusCreated)
+	check(json.NewDecoder(body).Decode(&owner), "the owner cannot be read")
+	body.Close()
+
+	pod.Metadata["name"] = nameOfPod
+	pod.Metadata["ownerReferences"] = []map[string]any{{
+		"apiVersion": "v1", "kind": "ConfigMap", "controller": true,
+		"name": owner.Metadata.Name, "uid": owner.Metadata.UID,
+	}}
+	whole, err := json.Marshal(pod)
+	check(err, "the pod cannot be written")
+	return bytes.ReplaceAll(whole, []byte(uidOfRun), []byte(owner.Metadata.UID))
+}
+
 // create posts the pod under a name; whatever is not 201 ends the measurement.
 func (a *api) create(ctx context.Context, pod []byte, name string) {
-	named := bytes.Replace(pod, []byte(`"metadata": {`), []byte(`"metadata": {"name": "`+name+`",`), 1)
+	named := bytes.Replace(pod, []byte(nameOfPod), []byte(name), 1)
 	body := a.do(ctx, http.MethodPost, namespacePods, named, http.StatusCreated)
 	_, _ = io.Copy(io.Discard, body) // else the connection is not kept
 	body.Close()

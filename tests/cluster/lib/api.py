@@ -22,7 +22,7 @@ class Api:
     def call(self, method: str, path: str, body: dict | None = None, *, patch: str = "merge-patch") -> tuple[int, dict]:
         """The answer's status and body. Raises OSError where nobody answers."""
         kind = f"application/{patch}+json" if method == "PATCH" else "application/json"
-        with contextlib.closing(self._connect(timeout=30)) as connection:
+        with contextlib.closing(self.connect(timeout=30)) as connection:
             connection.request(method, path, json.dumps(body) if body is not None else None, {"Content-Type": kind})
             answer = connection.getresponse()
             return answer.status, _decoded(answer.read())
@@ -38,7 +38,7 @@ class Api:
 
     def watch(self, path: str, timeout: float = 30):
         """Yields the events of a watch; an answer other than 200 comes as one event of type HTTP."""
-        with contextlib.closing(self._connect(timeout)) as connection:
+        with contextlib.closing(self.connect(timeout)) as connection:
             connection.request("GET", path)
             answer = connection.getresponse()
             if answer.status != 200:
@@ -47,7 +47,7 @@ class Api:
             for line in answer:
                 yield json.loads(line)
 
-    def _connect(self, timeout: float) -> http.client.HTTPSConnection:
+    def connect(self, timeout: float) -> http.client.HTTPSConnection:
         return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout, context=self._tls)
 
 

@@ -69,8 +69,8 @@ def prepare(cluster: Cluster, inner_server: str) -> None:
     write_whole(cluster.path("config", "scheduler.json"), json.dumps(scheduler, indent=2) + "\n")
 
 
-def parts(cluster: Cluster, programs: Programs, inside: bool) -> list[Part]:
-    """In the order of starting: each needs those before it."""
+def parts(cluster: Cluster, programs: Programs, inside: bool) -> tuple[list[Part], list[Part]]:
+    """What keeps and serves objects, and what needs that to be ready."""
     admin = Api(cluster.ports["api"], cluster.path("pki"))
 
     def controllers_work() -> bool:
@@ -80,13 +80,16 @@ def parts(cluster: Cluster, programs: Programs, inside: bool) -> list[Part]:
     def api_ready() -> bool:
         return admin.answers("/readyz")
 
-    return [
+    store = [
         # Its own readiness cannot be seen from outside a sandbox; the apiserver's includes it.
         Part("etcd", _etcd(cluster, programs), lambda: True, inside),
         Part("apiserver", _apiserver(cluster, programs, inside), api_ready, inside),
+    ]
+    controllers = [
         Part("controller-manager", _controller_manager(cluster, programs), controllers_work, inside),
         Part("scheduler", _scheduler(cluster, programs), api_ready, inside),
     ]
+    return store, controllers
 
 
 def _etcd(cluster: Cluster, programs: Programs) -> list[str]:

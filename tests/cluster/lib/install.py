@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,6 @@ from .trouble import Trouble, need_tool
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 NAMESPACE = "apscli"
 BUILT = ("apscli", "apscli-node", "libapscli_python.so")
-# The C library of the images' Debian: a program built against a newer one does not start there.
-IMAGE_GLIBC = (2, 36)
 PATIENCE = "300s"
 
 
@@ -34,14 +31,24 @@ def install(name: str) -> None:
             f"cluster {name} was made with --nodes {cluster.nodes} and runs no operator: "
             f"take another --name, and `cluster up --nodes real` first"
         )
-    need_tool("cargo")
-    need_tool("debootstrap")
+    need_all()
     with tempfile.TemporaryDirectory(prefix="apscli-install-") as scratch:
         built = pathlib.Path(scratch, "built")
         _build(built)
         tag = _tag(built)
         _load_images(cluster, built, tag, pathlib.Path(scratch))
     _install_charts(cluster, tag)
+
+
+def need_all() -> None:
+    """Says the first thing that is missing to install, before anything is built."""
+    for tool in ("cargo", "debootstrap", "readelf"):
+        need_tool(tool)
+    # Debian keeps the one without which the other makes no use in another package.
+    found = subprocess.run(["python3", "-c", "import ensurepip, venv"], capture_output=True)
+    if found.returncode != 0:
+        raise Trouble("python3 cannot make virtual environments: apt-get install python3-venv "
+                      "(or run tests/cluster/install-deps)")  # fmt: skip
 
 
 def _say(text: str) -> None:
@@ -51,19 +58,7 @@ def _say(text: str) -> None:
 def _build(built: pathlib.Path) -> None:
     """Release programs, as they come into the images."""
     _say("building the programs (the first time, this takes minutes)")
-    _run(["cargo", "build", "--release", "--locked", "--quiet", "--package", "apscli"], cwd=ROOT)
-    _run([str(ROOT / "src/node/build"), str(built)], cwd=ROOT)
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
-    shutil.copy(target / "release/apscli", built / "apscli")
-    needed = max(
-        (tuple(map(int, version)) for version in re.findall(rb"GLIBC_(\d+)\.(\d+)", (built / "apscli").read_bytes())),
-        default=IMAGE_GLIBC,
-    )
-    if needed > IMAGE_GLIBC:
-        raise Trouble(
-            f"this machine's C library gave a program that needs glibc {needed[0]}.{needed[1]}, and the image has "
-            f"{IMAGE_GLIBC[0]}.{IMAGE_GLIBC[1]}: build the images by images/Containerfile"
-        )
+    _run([str(ROOT / "src/node/build"), "--operator", str(built)], shown=True)
 
 
 def _tag(built: pathlib.Path) -> str:
@@ -107,6 +102,9 @@ def _install_charts(cluster: Cluster, tag: str) -> None:
     }
     apply = ["kubectl", "apply", "--server-side", "--field-manager=cluster-install", "--filename=-"]
     tool(*apply, told=json.dumps(namespace))
+    # Left by an install that was killed in the middle; helm would not go on from there.
+    tool("kubectl", "delete", "secrets", "--namespace", NAMESPACE,
+         "--selector=owner=helm,status in (pending-install, pending-upgrade, pending-rollback)")  # fmt: skip
     values = {"image": {"tag": tag}, "nodes": {"image": {"tag": tag}}}
     upgrade = ["helm", "upgrade", "--install", "--namespace", NAMESPACE, "--wait", "--timeout", PATIENCE]
     _say("installing the chart apscli")
@@ -118,8 +116,11 @@ def _install_charts(cluster: Cluster, tag: str) -> None:
     _say(f"apscli {tag} is ready in the namespace {NAMESPACE}: kubectl get apsvc --all-namespaces")
 
 
-def _run(command: list[str], told: str | None = None, **options) -> None:
-    done = subprocess.run(command, input=told, capture_output=True, text=True, **options)
+def _run(command: list[str], told: str | None = None, shown: bool = False, **options) -> None:
+    """Runs a command; if it fails, the last of what it said is the trouble. `shown`: it takes so long that
+    people want to see what it says, all of it on stderr."""
+    output = sys.stderr if shown else subprocess.PIPE
+    done = subprocess.run(command, input=told, stdout=output, stderr=output, text=True, **options)
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise Trouble(f"{' '.join(command[:2])} ended with {done.returncode}: {' / '.join(said[-3:])}")
+        said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:]) if not shown else "see above"
+        raise Trouble(f"{' '.join(command[:2])} ended with {done.returncode}: {said}")

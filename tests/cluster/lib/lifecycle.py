@@ -4,6 +4,7 @@ Everything here may be repeated, and may go on where a killed command stopped: w
 back, what exists is kept, what runs is left running.
 """
 
+import collections.abc
 import http.client
 import shutil
 import signal
@@ -181,27 +182,35 @@ def _prepare(cluster: Cluster) -> None:
 
 
 def _start_missing(cluster: Cluster, programs: Programs) -> None:
-    """Starts what does not run, each part once those before it are ready."""
-    inside = cluster.nodes == "real"
-    if inside:
-        if _process(cluster, "sandbox").pid() is None:
-            # What ran inside died with it, and the way into the old one leads nowhere.
-            _end_all(cluster)
-        _start(cluster, real_nodes.sandbox(cluster))
-        _start(cluster, real_nodes.forward(cluster))
-    for part in control_plane.parts(cluster, programs, inside):
-        _start(cluster, part)
-    if cluster.nodes == "fake":
-        _start(cluster, fake_nodes.part(cluster, programs.kwok))
-    if inside:
-        for part in real_nodes.parts(cluster, programs.containerd, programs.kubernetes):
-            _start(cluster, part)
+    """Starts what does not run, as much at once as can be: nearly all of a start is waiting."""
+    if cluster.nodes == "real" and _process(cluster, "sandbox").pid() is None:
+        # What ran inside died with it, and the way into the old one leads nowhere.
+        _end_all(cluster)
+    for wave in _waves(cluster, programs):
+        for part in wave:
+            _begin(cluster, part)
+        _await_ready(cluster, wave)
     for name, (_, found) in states(cluster).items():
         if found == "dead":
             raise Trouble(f"{name} has ended; {_last_words(cluster, name)}")
 
 
-def _start(cluster: Cluster, part: Part) -> None:
+def _waves(cluster: Cluster, programs: Programs) -> collections.abc.Iterator[list[Part]]:
+    """The parts, in lists of those that do not need one another; each list needs those before it to be ready."""
+    inside = cluster.nodes == "real"
+    runtimes, nodes = [], []
+    if inside:
+        yield [real_nodes.sandbox(cluster)]
+        yield [real_nodes.forward(cluster)]
+        runtimes, nodes = real_nodes.parts(cluster, programs.containerd, programs.kubernetes)
+    elif cluster.nodes == "fake":
+        nodes = [fake_nodes.part(cluster, programs.kwok)]
+    store, controllers = control_plane.parts(cluster, programs, inside)
+    yield [*store, *runtimes]
+    yield [*controllers, *nodes]
+
+
+def _begin(cluster: Cluster, part: Part) -> None:
     found = _process(cluster, part.name)
     if found.pid() is None:
         part.before()
@@ -209,12 +218,18 @@ def _start(cluster: Cluster, part: Part) -> None:
         process.start(found.pid_file, argv, cluster.path("log", f"{part.name}.log"), part.environment)
     elif found.state() == "paused":
         found.resume()
+
+
+def _await_ready(cluster: Cluster, parts: list[Part]) -> None:
+    """Returns once all of them are ready, asked in turn."""
     deadline = time.monotonic() + READY_PATIENCE_SECONDS
-    while not _is_ready(part):
-        if found.pid() is None:
-            raise Trouble(f"{part.name} has ended; {_last_words(cluster, part.name)}")
+    while parts := [part for part in parts if not _is_ready(part)]:
+        for part in parts:
+            if _process(cluster, part.name).pid() is None:
+                raise Trouble(f"{part.name} has ended; {_last_words(cluster, part.name)}")
         if time.monotonic() > deadline:
-            raise Trouble(f"{part.name} is not ready after {READY_PATIENCE_SECONDS} s; see `cluster logs {part.name}`")
+            late = parts[0].name
+            raise Trouble(f"{late} is not ready after {READY_PATIENCE_SECONDS} s; see `cluster logs {late}`")
         time.sleep(0.05)
 
 

@@ -43,8 +43,8 @@ def make(directory: pathlib.Path, identities: dict[str, Identity]) -> None:
             extensions += ["-addext", f"subjectAltName={','.join(identity.serves)}"]
         signed = ["-CA", str(unfinished / "ca.crt"), "-CAkey", str(unfinished / "ca.key"), *extensions]
         _certificate(openssl, unfinished, name, f"{group}/CN={identity.user}", signed)
-    _run(openssl, "genrsa", "-out", str(unfinished / "service-account.key"), "2048")
-    _run(openssl, "rsa", "-in", str(unfinished / "service-account.key"), "-pubout",
+    _run(openssl, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(unfinished / "service-account.key"))
+    _run(openssl, "ec", "-in", str(unfinished / "service-account.key"), "-pubout",
          "-out", str(unfinished / "service-account.pub"))  # fmt: skip
     for path in unfinished.iterdir():
         path.chmod(0o600)

@@ -55,6 +55,8 @@ def need_all() -> None:
     hierarchies = _cgroup_hierarchies()
     if not hierarchies or not all(os.access(hierarchy, os.W_OK) for hierarchy in hierarchies):
         raise Trouble(f"--nodes real needs to make cgroups below {CGROUP_ROOTS}, but may not; or use --nodes fake")
+    if (CGROUP_ROOTS / "cgroup.controllers").exists():
+        need_controllers(CGROUP_ROOTS)
 
 
 def node_name(number: int) -> str:
@@ -119,9 +121,10 @@ def forward(cluster: Cluster) -> Part:
     return Part("forward", argv, lambda: True)
 
 
-def parts(cluster: Cluster, containerd: pathlib.Path, kubernetes: pathlib.Path) -> list[Part]:
+def parts(cluster: Cluster, containerd: pathlib.Path, kubernetes: pathlib.Path) -> tuple[list[Part], list[Part]]:
+    """The nodes' runtimes, which need nothing of the control plane, and the kubelets, which need both."""
     admin = Api(cluster.ports["api"], cluster.path("pki"))
-    found = []
+    runtimes, kubelets = [], []
     for number in range(1, cluster.node_count + 1):
         path = {"PATH": f"{containerd}:{search_path()}"}
 
@@ -140,9 +143,9 @@ def parts(cluster: Cluster, containerd: pathlib.Path, kubernetes: pathlib.Path) 
             f"--node-ip={node_address(number)}",
             f"--root-dir={cluster.path('nodes', str(number), 'kubelet')}",
         ]
-        found.append(Part(f"containerd-{number}", daemon, imported, True, path))
-        found.append(Part(f"kubelet-{number}", kubelet, registered, True, path))
-    return found
+        runtimes.append(Part(f"containerd-{number}", daemon, imported, True, path))
+        kubelets.append(Part(f"kubelet-{number}", kubelet, registered, True, path))
+    return runtimes, kubelets
 
 
 def entering(cluster: Cluster) -> list[str]:
@@ -177,6 +180,24 @@ def remove_cgroups(cluster: Cluster) -> None:
 def _remove_if_empty(directory: pathlib.Path) -> None:
     with contextlib.suppress(OSError):
         directory.rmdir()
+
+
+def need_controllers(root: pathlib.Path) -> None:
+    """With cgroup v2: whether a container's limits can be kept below this root."""
+    needed = {"cpu", "memory", "pids"}
+
+    def words(file: str) -> set[str]:
+        return set((root / file).read_text().split())
+
+    if missing := needed - words("cgroup.controllers"):
+        raise Trouble(f"--nodes real needs the cgroup controllers {', '.join(sorted(missing))}; or use --nodes fake")
+    # Only the machine's own root hands controllers down while processes are in it, and it alone has no type.
+    in_container = (root / "cgroup.type").exists()
+    if in_container and words("cgroup.procs") and needed - words("cgroup.subtree_control"):
+        raise Trouble(
+            f"--nodes real needs a cgroup without processes at {root}, but this container's own are in it: "
+            "start the container with the machine's cgroup namespace; or use --nodes fake"
+        )
 
 
 def _cgroup_hierarchies() -> list[pathlib.Path]:

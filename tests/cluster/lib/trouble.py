@@ -14,6 +14,7 @@ DEBIAN_PACKAGE_OF = {
     "ip": "iproute2",
     "nsenter": "util-linux",
     "openssl": "openssl",
+    "readelf": "binutils",
     "runc": "runc",
     "unshare": "util-linux",
 }

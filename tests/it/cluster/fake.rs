@@ -1,7 +1,16 @@
 //! What needs a control plane but no containers: pods end as their annotations say. Must not name
 //! an image that has to exist.
 
+mod catalogue;
 mod crd;
+mod kubectl;
+mod kubelet;
+mod life;
+mod operator;
+mod parity;
+mod rights;
+mod scale;
+mod witness;
 
 use kube::Api;
 

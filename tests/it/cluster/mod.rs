@@ -2,7 +2,7 @@
 //!
 //! All are ignored unless asked for, since they need a cluster that `tests/cluster/with` lends:
 //! `tests/cluster/with --nodes fake cargo test --test it -- --ignored cluster::fake::`. `tests/run`
-//! runs `real` with real nodes, and with fake ones every other ignored test, wherever it stands.
+//! runs every other ignored test with fake nodes, wherever it stands, and with `--all` `real` with real ones.
 //! Tests run at once and share the cluster: each takes a namespace of its own, and must not harm
 //! the cluster or depend on what else is in it.
 

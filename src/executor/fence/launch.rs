@@ -1,0 +1,369 @@
+//! The launcher: starts one program in the fence, waits for it, and ends all that it has started.
+//!
+//! It is outside of the fence itself, but can be reached by nothing that is in it: not by signals,
+//! and its memory not at all. It is the subreaper of all that it starts, so whatever leaves its
+//! group, its session or its parent comes back here.
+//!
+//! Must not outlive whoever started it: the other end of its socket is the leash.
+//!
+//! Unsafe code: `fork`, because nothing else gives a process that can restrict itself before it
+//! becomes the program; signals, which only libc can wait for in a file; and marking descriptors
+//! as closed on exec. The launcher has one thread, so a forked copy of it is whole.
+#![allow(unsafe_code)]
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::ptr;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{
+    DumpableBehavior, Pid, Resource, Signal, WaitOptions, WaitStatus, getpid, getppid,
+    kill_process_group, set_child_subreaper, set_dumpable_behavior,
+    set_parent_process_death_signal, setsid, wait,
+};
+
+use super::{LAUNCH, Policy, Said, rules, sweep, usage};
+
+/// How often it is looked at what is used.
+const LOOK: Duration = Duration::from_millis(50);
+/// Part of the time that may go into that: one of so many.
+const SHARE: u32 = 20;
+/// How far a program in the fence stands behind all others for the processor.
+const NICE: i32 = 5;
+/// Exit status of a launcher that could not do its part; what it says counts.
+const TROUBLE: u8 = 70;
+
+/// Becomes the launcher, if these are its arguments.
+#[must_use]
+pub fn taken(args: &[OsString]) -> Option<ExitCode> {
+    let mut args = args.iter();
+    let (_, word) = (args.next()?, args.next()?);
+    (word.as_os_str() == LAUNCH).then(|| {
+        let words: Vec<OsString> = args.cloned().collect();
+        launch(&words).unwrap_or(ExitCode::from(TROUBLE))
+    })
+}
+
+/// None: it was called by somebody who does not know how.
+fn launch(words: &[OsString]) -> Option<ExitCode> {
+    let [policy, program, command @ ..] = words else {
+        return None;
+    };
+    let policy: Policy = serde_json::from_str(policy.to_str()?).ok()?;
+    // SAFETY: the number is that of the socket which was opened for this; nothing else here
+    // knows it.
+    let socket = unsafe { OwnedFd::from_raw_fd(policy.socket) };
+    let mut launcher = Launcher { policy, socket };
+    Some(match launcher.run(Path::new(program), command) {
+        Ok(status) => status,
+        Err(why) => {
+            launcher.say(&Said::Refused(why));
+            sweep::remove(&launcher.policy.folder);
+            ExitCode::from(TROUBLE)
+        }
+    })
+}
+
+struct Launcher {
+    policy: Policy,
+    socket: OwnedFd,
+}
+
+/// Why the program is over.
+enum End {
+    ByItself(Option<WaitStatus>),
+    /// Whoever started it wants it gone, or is gone.
+    LetGo,
+    Over(String),
+}
+
+impl Launcher {
+    fn say(&mut self, said: &Said) {
+        let Ok(mut line) = serde_json::to_vec(said) else {
+            return;
+        };
+        line.push(b'\n');
+        // Who does not listen any more is told nothing.
+        let _ = rustix::net::send(&self.socket, &line, rustix::net::SendFlags::NOSIGNAL);
+    }
+
+    fn run(&mut self, program: &Path, command: &[OsString]) -> Result<ExitCode, String> {
+        let words = |what: &str| {
+            let what = what.to_owned();
+            move |error: rustix::io::Errno| format!("cannot {what}: {error}")
+        };
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(words("hide"))?;
+        set_child_subreaper(Some(getpid())).map_err(words("become a subreaper"))?;
+        rules::limit(Resource::Core, 0, 0)?;
+        // A folder may have many folders, all of which are looked into.
+        if let Some(most) = rustix::process::getrlimit(Resource::Nofile).maximum {
+            rules::limit(Resource::Nofile, most, most)?;
+        }
+        let signals = Signals::new()?;
+        // From here on the socket is the leash: the thread that started this must not matter.
+        set_parent_process_death_signal(None).map_err(words("stay"))?;
+        let (told, tells) = pipe_with(PipeFlags::CLOEXEC).map_err(words("make a pipe"))?;
+        let own = getpid();
+        // SAFETY: this process has one thread.
+        let forked = unsafe { libc::fork() };
+        let first = match Pid::from_raw(forked) {
+            None => {
+                drop(told);
+                signals.undo();
+                become_program(&self.policy, own, tells, program, command)
+            }
+            Some(_) if forked < 0 => {
+                let error = std::io::Error::last_os_error();
+                return Err(format!("cannot start a process in the fence: {error}"));
+            }
+            Some(pid) => pid,
+        };
+        drop(tells);
+        let_go_of_streams();
+        let mut said = Vec::new();
+        let _ = File::from(told).read_to_end(&mut said);
+        let _ = rustix::net::send(&self.socket, &said, rustix::net::SendFlags::NOSIGNAL);
+        let end = self.watch(first, &signals);
+        if let End::Over(what) = &end {
+            self.say(&Said::Over(format!("it used {what}, and was ended")));
+        }
+        // Nobody may start anything from the folder while that is taken away.
+        if !sweep::end_all() {
+            self.say(&Said::Over("a process of it cannot be ended".to_owned()));
+        }
+        sweep::remove(&self.policy.folder);
+        Ok(match end {
+            End::ByItself(Some(status)) => as_it_ended(status),
+            _ => ExitCode::from(TROUBLE),
+        })
+    }
+
+    fn watch(&self, first: Pid, signals: &Signals) -> End {
+        let mut pause = LOOK;
+        let mut next = Instant::now() + pause;
+        loop {
+            let left = next.saturating_duration_since(Instant::now());
+            let timeout = Timespec {
+                tv_sec: 0,
+                tv_nsec: i64::from(left.subsec_nanos()),
+            };
+            let mut fds = [
+                PollFd::new(&signals.file, PollFlags::IN),
+                PollFd::new(&self.socket, PollFlags::IN),
+            ];
+            let _ = poll(&mut fds, Some(&timeout));
+            let [signalled, leash] = fds.map(|fd| !fd.revents().is_empty());
+            if signalled && signals.take_terms() {
+                let _ = kill_process_group(first, Signal::TERM);
+            }
+            loop {
+                match wait(WaitOptions::NOHANG) {
+                    Ok(Some((pid, status))) if pid == first => return End::ByItself(Some(status)),
+                    Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+                    Ok(None) => break,
+                    Err(_) => return End::ByItself(None),
+                }
+            }
+            if leash {
+                return End::LetGo;
+            }
+            if left.is_zero() {
+                let began = Instant::now();
+                if let Some(what) = usage::over(getpid(), &self.policy.folder, &self.policy.limits)
+                {
+                    return End::Over(what);
+                }
+                pause = LOOK
+                    .max(began.elapsed() * SHARE)
+                    .min(Duration::from_millis(900));
+                next = Instant::now() + pause;
+            }
+        }
+    }
+}
+
+/// Restricts this process and makes it the program. Says why, where that does not work.
+fn become_program(
+    policy: &Policy,
+    launcher: Pid,
+    mut tells: OwnedFd,
+    program: &Path,
+    command: &[OsString],
+) -> ! {
+    let refused = match prepare(policy, launcher) {
+        Ok(enforced) => {
+            tell(&mut tells, &Said::Enforced(enforced));
+            let (name, args) = match command {
+                [name, args @ ..] => (name.clone(), args),
+                [] => (program.as_os_str().to_owned(), command),
+            };
+            let error = Command::new(program).arg0(name).args(args).exec();
+            match error.raw_os_error() {
+                Some(number) => Said::NotExecuted(number),
+                None => Said::Refused(format!("cannot run {}: {error}", program.display())),
+            }
+        }
+        Err(why) => Said::Refused(why),
+    };
+    tell(&mut tells, &refused);
+    // SAFETY: ends this process without running what belongs to the launcher.
+    unsafe { libc::_exit(127) }
+}
+
+fn tell(tells: &mut OwnedFd, said: &Said) {
+    let mut line = serde_json::to_vec(said).unwrap_or_default();
+    line.push(b'\n');
+    let _ = rustix::io::write(tells, &line);
+}
+
+fn prepare(policy: &Policy, launcher: Pid) -> Result<String, String> {
+    // A session of its own: no terminal.
+    setsid().map_err(|error| format!("cannot begin a session: {error}"))?;
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| format!("cannot be bound to the launcher: {error}"))?;
+    if getppid() != Some(launcher) {
+        return Err("the launcher is gone".to_owned());
+    }
+    close_on_exec(policy.inherit)?;
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    rustix::process::chdir(&policy.folder)
+        .map_err(|error| format!("cannot go to {}: {error}", policy.folder.display()))?;
+    // Whoever watches over it must get a turn.
+    rustix::process::nice(NICE).map_err(|error| format!("cannot give way to others: {error}"))?;
+    limit_processes(policy.limits.processes)?;
+    rules::apply(policy)
+}
+
+/// Marks every descriptor but the standard ones, and the one that is to be inherited.
+fn close_on_exec(inherit: Option<RawFd>) -> Result<(), String> {
+    // SAFETY: only sets a flag of descriptors.
+    let marked = unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
+    if marked != 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(format!(
+            "cannot close what the program must not have: {error}"
+        ));
+    }
+    if let Some(kept) = inherit {
+        // SAFETY: the caller's descriptor, open in this process.
+        let kept = unsafe { BorrowedFd::borrow_raw(kept) };
+        rustix::io::fcntl_setfd(kept, rustix::io::FdFlags::empty())
+            .map_err(|error| format!("cannot hand on a descriptor: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Limits how many processes there can be. The kernel counts all of this user's, also those that
+/// cannot be seen from here (other pods on the machine), so the count is felt for first. Root is
+/// not held by it.
+fn limit_processes(most: u64) -> Result<(), String> {
+    if rustix::process::getuid().is_root() {
+        return Ok(());
+    }
+    let before = rustix::process::getrlimit(Resource::Nproc).maximum;
+    let cap = before.unwrap_or(u64::MAX);
+    let mut there = 16_u64;
+    while there < cap {
+        rules::limit(Resource::Nproc, there, cap)?;
+        // SAFETY: this process has one thread; the copy ends at once.
+        match unsafe { libc::fork() } {
+            // SAFETY: ends the copy without running anything.
+            0 => unsafe { libc::_exit(0) },
+            pid if pid > 0 => {
+                let _ = rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::empty());
+                break;
+            }
+            _ => there = there.saturating_mul(2),
+        }
+    }
+    // Others of this user may come.
+    let most = there.saturating_mul(2).saturating_add(most).min(cap);
+    rules::limit(Resource::Nproc, most, most)
+}
+
+/// The launcher must not hold the program's output open, nor say anything there.
+fn let_go_of_streams() {
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+}
+
+/// Ends as the program has ended.
+fn as_it_ended(status: WaitStatus) -> ExitCode {
+    if let Some(signal) = status.terminating_signal() {
+        // SAFETY: restores the default of one signal, lets it in, and sends it.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            libc::kill(libc::getpid(), signal);
+        }
+    }
+    let code = status
+        .exit_status()
+        .and_then(|code| u8::try_from(code).ok());
+    ExitCode::from(code.unwrap_or(TROUBLE))
+}
+
+/// The signals that are waited for along with the socket.
+struct Signals {
+    file: OwnedFd,
+    before: libc::sigset_t,
+}
+
+impl Signals {
+    fn new() -> Result<Self, String> {
+        // SAFETY: the sets are filled before they are read; the descriptor is new and ours.
+        unsafe {
+            let mut wanted: libc::sigset_t = std::mem::zeroed();
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut wanted);
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD] {
+                libc::sigaddset(&raw mut wanted, signal);
+            }
+            libc::sigprocmask(libc::SIG_BLOCK, &raw const wanted, &raw mut before);
+            let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+            let file = libc::signalfd(-1, &raw const wanted, flags);
+            if file < 0 {
+                let error = std::io::Error::last_os_error();
+                return Err(format!("cannot wait for signals: {error}"));
+            }
+            Ok(Self {
+                file: OwnedFd::from_raw_fd(file),
+                before,
+            })
+        }
+    }
+
+    /// Takes what has come; whether one was to end the program.
+    fn take_terms(&self) -> bool {
+        let mut asked = false;
+        let mut buffer = [0_u8; size_of::<libc::signalfd_siginfo>()];
+        while let Ok(length) = rustix::io::read(&self.file, &mut buffer)
+            && length == buffer.len()
+        {
+            // The number of the signal is the first field.
+            let number = buffer.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+            asked |= number != Some(libc::SIGCHLD.unsigned_abs());
+        }
+        asked
+    }
+
+    /// In the child: signals are as they were.
+    fn undo(&self) {
+        // SAFETY: restores the mask that was saved.
+        unsafe {
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const self.before, ptr::null_mut());
+        }
+    }
+}

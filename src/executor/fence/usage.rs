@@ -1,0 +1,144 @@
+//! What the processes of an attempt use together, which no limit of the kernel's bounds without a
+//! control group of their own.
+//!
+//! Looked at from time to time, so it can be passed for a moment. Must not end anything.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, chmodat, open, openat, statat};
+use rustix::process::Pid;
+
+use super::{Limits, sweep};
+
+/// Most files and folders of an attempt, and how deep they may be.
+const ENTRIES: u64 = 20_000;
+const DEPTH: usize = 100;
+/// Bytes of a block, as `stat` counts them.
+const BLOCK: u64 = 512;
+
+/// In words, what of `limits` the descendants of `parent` are over; none: they are within.
+pub(super) fn over(parent: Pid, folder: &Path, limits: &Limits) -> Option<String> {
+    let most = usize::try_from(limits.processes).unwrap_or(usize::MAX);
+    let processes = sweep::descendants(parent, most);
+    let count = u64::try_from(processes.len()).unwrap_or(u64::MAX);
+    if count > limits.processes {
+        return Some(format!("more than {} processes", limits.processes));
+    }
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+    let resident: u64 = processes.iter().map(|pid| resident(*pid) * page).sum();
+    // What they share counts once for each there; whether it matters is looked at more closely.
+    if resident > limits.memory {
+        let proportional: u64 = processes
+            .iter()
+            .map(|pid| proportional(*pid).unwrap_or_else(|| self::resident(*pid) * page))
+            .sum();
+        if proportional > limits.memory {
+            return Some(format!("more than {} of memory", bytes(limits.memory)));
+        }
+    }
+    let kept = files(folder).saturating_add(unlinked(&processes));
+    (kept > limits.folder).then(|| format!("more than {} in files", bytes(limits.folder)))
+}
+
+fn bytes(count: u64) -> String {
+    const MIB: u64 = 1024 * 1024;
+    if count.is_multiple_of(MIB) {
+        format!("{} MiB", count / MIB)
+    } else {
+        format!("{count} bytes")
+    }
+}
+
+/// Pages in memory.
+fn resident(pid: Pid) -> u64 {
+    let path = format!("/proc/{}/statm", pid.as_raw_nonzero());
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let pages = text.split_ascii_whitespace().nth(1);
+    pages.and_then(|it| it.parse().ok()).unwrap_or(0)
+}
+
+/// Bytes in memory, of what is shared its part only.
+fn proportional(pid: Pid) -> Option<u64> {
+    let path = format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero());
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kilobytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+/// Bytes of a folder's files. What cannot be looked into counts as more than anything: its owner
+/// may have closed it for that.
+fn files(folder: &Path) -> u64 {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut taken = 0_u64;
+    let mut entries = 0_u64;
+    let opened = open(folder, flags, Mode::empty()).or_else(|_| {
+        rustix::fs::chmod(folder, Mode::RWXU)?;
+        open(folder, flags, Mode::empty())
+    });
+    let Ok(top) = opened else {
+        return u64::MAX;
+    };
+    let mut levels = vec![top];
+    // One level after the other: a folder's name is not asked for twice.
+    for _ in 0..DEPTH {
+        let mut below = Vec::new();
+        for level in &levels {
+            for entry in Dir::read_from(level).ok().into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                if name == c"." || name == c".." {
+                    continue;
+                }
+                entries += 1;
+                if entries > ENTRIES {
+                    return u64::MAX;
+                }
+                let Ok(stat) = statat(level, name, AtFlags::SYMLINK_NOFOLLOW) else {
+                    continue;
+                };
+                let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+                taken = taken.saturating_add(blocks.saturating_mul(BLOCK));
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                    continue;
+                }
+                let opened = openat(level, name, flags, Mode::empty()).or_else(|_| {
+                    chmodat(level, name, Mode::RWXU, AtFlags::empty())?;
+                    openat(level, name, flags, Mode::empty())
+                });
+                match opened {
+                    Ok(opened) => below.push(opened),
+                    // Removed meanwhile.
+                    Err(rustix::io::Errno::NOENT) => {}
+                    Err(_) => return u64::MAX,
+                }
+            }
+        }
+        if below.is_empty() {
+            return taken;
+        }
+        levels = below;
+    }
+    // As deep as nobody means it.
+    u64::MAX
+}
+
+/// Bytes of files that have no name any more.
+fn unlinked(processes: &[Pid]) -> u64 {
+    let mut seen = BTreeSet::new();
+    let mut taken = 0_u64;
+    for pid in processes {
+        let entries = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()));
+        for entry in entries.into_iter().flatten().flatten() {
+            let Ok(data) = fs::metadata(entry.path()) else {
+                continue;
+            };
+            if data.is_file() && data.nlink() == 0 && seen.insert((data.dev(), data.ino())) {
+                taken = taken.saturating_add(data.blocks().saturating_mul(BLOCK));
+            }
+        }
+    }
+    taken
+}

@@ -1,0 +1,205 @@
+"""Driving a load and measuring what it takes, against a cluster that is there.
+
+All calls go over kept-alive connections, and from this process, which shares nothing with the engine
+that is measured. Must not know one engine from another; `controller.py` does.
+"""
+
+import concurrent.futures
+import http.client
+import json
+import pathlib
+import tempfile
+import threading
+import time
+import urllib.parse
+
+import prometheus
+from controller import LARGE, Controller
+from shapes import Shape, diamond
+
+from lib.api import Api
+
+AT_ONCE = 32
+PATIENCE_SECONDS = 1800
+WRITES = ("POST", "PUT", "PATCH", "DELETE")
+
+
+class Client:
+    """The API of a cluster over one kept-alive connection a thread."""
+
+    def __init__(self, api: Api):
+        self._api = api
+        self._own = threading.local()
+
+    def call(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        for last in (False, True):
+            connection = getattr(self._own, "connection", None)
+            if connection is None:
+                connection = self._own.connection = self._api.connect(timeout=120)
+            try:
+                connection.request(method, path, body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                text = answer.read()
+            except (OSError, http.client.HTTPException):
+                self._own.connection = None
+                # A create whose answer is lost is not tried again: it may have been done.
+                if last or method == "POST":
+                    raise
+                continue
+            if answer.status >= 300:
+                raise SystemExit(f"{method} {path}: {answer.status}: {text[:300].decode(errors='replace')}")
+            return text
+        raise AssertionError
+
+    def get(self, path: str) -> dict:
+        return json.loads(self.call("GET", path))
+
+
+class Ends:
+    """Waits until runs are over, by one watch."""
+
+    def __init__(self, api: Api, client: Client, controller: Controller):
+        self._api, self._controller = api, controller
+        self._path = controller.about["resource"]
+        self._version = client.get(f"{self._path}?limit=1")["metadata"]["resourceVersion"]
+        self._over: dict[str, tuple[float, bool]] = {}
+        self._news = threading.Condition()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            query = urllib.parse.urlencode({"watch": "true", "resourceVersion": self._version})
+            try:
+                for event in self._api.watch(f"{self._path}?{query}", timeout=PATIENCE_SECONDS):
+                    run = event["object"]
+                    if event["type"] in ("ERROR", "HTTP"):
+                        raise SystemExit(f"the watch of runs broke: {run}")
+                    self._version = run["metadata"]["resourceVersion"]
+                    name = run["metadata"]["name"]
+                    if self._controller.is_over(run) and name not in self._over:
+                        with self._news:
+                            self._over[name] = (time.monotonic(), self._controller.is_good(run))
+                            self._news.notify()
+            except (OSError, http.client.HTTPException, ValueError):
+                continue
+
+    def wait(self, names: list[str]) -> float:
+        """When the last of them was over. All must have ended well."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        with self._news:
+            while not all(name in self._over for name in names):
+                if not self._news.wait(timeout=max(0.0, deadline - time.monotonic())):
+                    missing = [name for name in names if name not in self._over]
+                    raise SystemExit(f"{len(missing)} runs are not over, {missing[0]} among them")
+        bad = [name for name in names if not self._over[name][1]]
+        if bad:
+            raise SystemExit(f"{len(bad)} runs did not end well, {bad[0]} among them")
+        return max(self._over[name][0] for name in names)
+
+
+def measure(api: Api, controller: Controller, shape: Shape) -> dict:
+    """One load on an engine that was just started; gives back all that was measured."""
+    client = Client(api)
+    ends = Ends(api, client, controller)
+    if shape.bystanders:
+        names = [f"bystander-{i}" for i in range(shape.bystanders)]
+        _create(client, controller, names, Shape("", shape.bystanders, diamond()))
+        ends.wait(names)
+    _settle(controller)
+    names = [f"{shape.name}-{i}" for i in range(shape.runs)]
+    at_server = prometheus.samples(client.call("GET", "/metrics").decode())
+    of_engine = prometheus.samples(controller.metrics())
+    cpu, memory = controller.cpu_seconds(), controller.memory_mib("VmRSS")
+    began = time.monotonic()
+    _create(client, controller, names, shape)
+    wall = ends.wait(names) - began
+    cpu = controller.cpu_seconds() - cpu
+    at_server = prometheus.difference(at_server, prometheus.samples(client.call("GET", "/metrics").decode()))
+    of_engine = prometheus.difference(of_engine, prometheus.samples(controller.metrics()))
+    measured = {
+        "shape": shape.name,
+        "controller": controller.name,
+        "runs": shape.runs,
+        "nodes": shape.total,
+        "seconds": round(wall, 3),
+        "nodes_per_second": round(shape.total / wall, 1),
+        "cpu_seconds": round(cpu, 2),
+        "peak_mib": round(controller.memory_mib("VmHWM"), 1),
+        "mib_per_run": round((controller.memory_mib("VmRSS") - memory) / shape.runs, 3),
+        "cluster_writes_per_node": round(_cluster_writes(at_server) / shape.total, 2),
+        "largest_object_bytes": _largest(client, controller),
+    }
+    if of_engine:
+        measured |= _own(of_engine, shape)
+    return measured
+
+
+def _own(found: prometheus.Samples, shape: Shape) -> dict:
+    """What the engine tells of itself."""
+    calls = prometheus.summed(found, "apscli_api_calls_total", "verb", "resource")
+    per_node = {f"{verb} {resource}": round(n / shape.total, 3) for (verb, resource), n in sorted(calls.items())}
+    reads = ("get", "list", "watch")
+    writes = sum(n for (verb, _), n in calls.items() if verb not in reads)
+    handoff = [prometheus.quantile(found, "apscli_handoff_seconds", q) for q in (0.5, 0.99)]
+    return {
+        "own_writes_per_node": round(writes / shape.total, 3),
+        "own_calls_per_node": per_node,
+        "bytes_per_node": round(prometheus.total(found, "apscli_api_sent_bytes_total") / shape.total),
+        "reconciles_per_run": round(
+            prometheus.total(found, "apscli_reconcile_seconds_count", resource="workflowruns") / shape.runs, 1
+        ),
+        "handoff_ms_p50": None if handoff[0] is None else round(handoff[0] * 1000, 2),
+        "handoff_ms_p99": None if handoff[1] is None else round(handoff[1] * 1000, 2),
+    }
+
+
+def _create(client: Client, controller: Controller, names: list[str], shape: Shape) -> None:
+    path = controller.about["resource"]
+    first = json.dumps(controller.manifest(names[0], shape.nodes, shape.parallelism))
+    if len(first) > LARGE and "submit" in controller.about:
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                file = pathlib.Path(folder, "template.json")
+                file.write_text(controller.template(shape.nodes))
+                controller.submit(name, file)
+        return
+    bodies = [json.dumps(controller.manifest(name, shape.nodes, shape.parallelism)).encode() for name in names]
+    with concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
+        for _ in pool.map(lambda body: client.call("POST", path, body), bodies):
+            pass
+
+
+def _settle(controller: Controller) -> None:
+    """Until the engine does nothing, or 10 seconds."""
+    deadline = time.monotonic() + 10
+    before = controller.cpu_seconds()
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        now = controller.cpu_seconds()
+        if now - before < 0.02:
+            return
+        before = now
+
+
+def _cluster_writes(found: prometheus.Samples) -> float:
+    """Writes of everybody, without the Leases that the cluster renews whatever runs."""
+    by_kind = prometheus.summed(found, "apiserver_request_total", "verb", "resource")
+    return sum(n for (verb, resource), n in by_kind.items() if verb in WRITES and resource != "leases")
+
+
+def _largest(client: Client, controller: Controller) -> int:
+    """In bytes of JSON, among what an engine writes: its runs and whatever else its group has, and ConfigMaps."""
+    group = controller.about["resource"].split("/namespaces/")[0]
+    kinds = client.get(group)["resources"]
+    paths = [f"{group}/{kind['name']}" for kind in kinds if kind["namespaced"] and "/" not in kind["name"]]
+    largest = 0
+    for path in [*paths, "/api/v1/configmaps"]:
+        token = ""
+        while True:
+            found = client.get(f"{path}?limit=100&continue={urllib.parse.quote(token)}")
+            sizes = [len(json.dumps(item, separators=(",", ":"))) for item in found["items"]]
+            largest = max([largest, *sizes])
+            token = found["metadata"].get("continue", "")
+            if not token:
+                break
+    return largest

@@ -1,0 +1,333 @@
+"""What a hostile node tries, one probe a call: as a program (`probe.py NAME [ARGUMENT]`) or as a Python
+function (`probe`). A probe says `open` where it got through, and else what stopped it."""
+
+import ctypes
+import errno
+import os
+import platform
+import signal
+import socket
+import struct
+import sys
+import time
+
+libc = ctypes.CDLL(None, use_errno=True)
+X86 = platform.machine() == "x86_64"
+
+
+def call(number, *arguments):
+    """A system call by its number on x86-64 and on the others."""
+    result = libc.syscall(ctypes.c_long(number[0] if X86 else number[1]), *arguments)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def long(value):
+    return ctypes.c_long(value)
+
+
+def read(path):
+    with open(path, "rb") as file:
+        file.read(1)
+
+
+def mem(pid):
+    os.close(os.open("/proc/%s/mem" % pid, os.O_RDONLY))
+
+
+def vm(pid):
+    buffer = ctypes.create_string_buffer(8)
+    local = struct.pack("PN", ctypes.addressof(buffer), 8)
+    remote = struct.pack("PN", 4096, 8)
+    try:
+        call((310, 270), long(int(pid)), local, long(1), remote, long(1), long(0))
+    except OSError as error:
+        # It was looked there, and there is nothing at that address.
+        if error.errno != errno.EFAULT:
+            raise
+
+
+def ptrace(pid):
+    call((101, 117), long(0x4206), long(int(pid)), long(0), long(0))
+
+
+def pidfd(pid):
+    descriptor = call((434, 434), long(int(pid)), long(0))
+    call((424, 424), long(descriptor), long(0), long(0), long(0))
+
+
+def tcp(address, protocol=0, first=b""):
+    host, port = address.rsplit(":", 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as it:
+        it.settimeout(2)
+        if first:
+            it.sendto(first, 0x20000000, (host, int(port)))
+        else:
+            it.connect((host, int(port)))
+
+
+def udp(address):
+    host, port = address.rsplit(":", 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as it:
+        it.sendto(b"x", (host, int(port)))
+
+
+def unix(path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as it:
+        it.connect(path if path.startswith("/") else "\0" + path)
+
+
+def kind(family, how, protocol=0):
+    socket.socket(family, how, protocol).close()
+
+
+def child(flags):
+    """A process by clone with these flags."""
+    pid = call((56, 220), long(flags | signal.SIGCHLD), long(0), long(0), long(0), long(0))
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def clone3():
+    bad((435, 435), long(0), long(64))
+
+
+def bad(number, *arguments):
+    """A call that makes no sense: refused for its arguments, it got through."""
+    try:
+        call(number, *arguments)
+    except OSError as error:
+        if error.errno not in (errno.EFAULT, errno.EINVAL, errno.EBADF, errno.ENOENT, errno.ENODEV, errno.E2BIG):
+            raise
+
+
+def shm():
+    segment = call((29, 194), long(0), long(4096), long(0o600))
+    call((31, 195), long(segment), long(0), long(0))
+
+
+def kill_above():
+    """Whoever began shortly before its parent: the launcher, apscli, other nodes."""
+    refused = None
+    for pid in range(os.getppid() - 1, max(1, os.getppid() - 200), -1):
+        try:
+            os.kill(pid, 0)
+            return
+        except ProcessLookupError:
+            pass
+        except PermissionError as error:
+            refused = error
+    raise refused or OSError(errno.ESRCH, "there is nobody")
+
+
+def write(path):
+    with open(path, "a") as file:
+        file.write("x")
+
+
+def link_out(path):
+    os.symlink(path, "link")
+    write("link")
+
+
+def move_out(path):
+    write("mine")
+    os.rename("mine", path)
+
+
+def make_device():
+    os.mknod("device", 0o600 | 0o020000, os.makedev(1, 3))
+
+
+def script_runs():
+    with open("script", "w") as file:
+        file.write("#!/bin/sh\necho fine > /dev/stderr; echo fine > /dev/null; cat /dev/fd/0 < /dev/null\n")
+    os.chmod("script", 0o700)
+    if os.system("./script") != 0:
+        raise OSError(0, "a script of its own does not run")
+
+
+PROBES = {
+    "read": read,
+    "list": lambda path: os.listdir(path),
+    "environ": lambda pid: read("/proc/%s/environ" % pid),
+    "cmdline": lambda pid: read("/proc/%s/cmdline" % pid),
+    "fds": lambda pid: os.listdir("/proc/%s/fd" % pid),
+    "mem": mem,
+    "vm": vm,
+    "ptrace": ptrace,
+    "kill": lambda pid: os.kill(int(pid), 0),
+    "kill_parent": lambda: os.kill(os.getppid(), 0),
+    "kill_above": kill_above,
+    "pidfd": pidfd,
+    "tcp": tcp,
+    "mptcp": lambda address: tcp(address, 262),
+    "fastopen": lambda address: tcp(address, 0, b"x"),
+    "udp": udp,
+    "tcp6": lambda: kind(socket.AF_INET6, socket.SOCK_STREAM),
+    "raw": lambda: kind(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
+    "icmp": lambda: kind(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP),
+    "netlink": lambda: kind(socket.AF_NETLINK, socket.SOCK_RAW),
+    "packet": lambda: kind(socket.AF_PACKET, socket.SOCK_DGRAM),
+    "alg": lambda: kind(38, socket.SOCK_SEQPACKET),
+    "vsock": lambda: kind(40, socket.SOCK_STREAM),
+    "unix": unix,
+    "pair": lambda: socket.socketpair(socket.AF_UNIX),
+    "unshare_user": lambda: call((272, 97), long(0x10000000)),
+    "unshare_net": lambda: call((272, 97), long(0x40000000)),
+    "setns": lambda: bad((308, 268), long(-1), long(0)),
+    "clone_user": lambda: child(0x10000000),
+    "clone": lambda: child(0),
+    "clone3": clone3,
+    "chroot": lambda: bad((161, 51), long(0)),
+    "mount": lambda: bad((165, 40), long(0), long(0), long(0), long(0), long(0)),
+    "bpf": lambda: bad((321, 280), long(9999), long(0), long(0)),
+    "io_uring": lambda: bad((425, 425), long(1), long(0)),
+    "keyctl": lambda: call((250, 219), long(0), long(-3), long(0), long(0), long(0)),
+    "add_key": lambda: bad((248, 217), long(0), long(0), long(0), long(0), long(0)),
+    "perf": lambda: bad((298, 241), long(0), long(0), long(-1), long(-1), long(0)),
+    "userfaultfd": lambda: call((323, 282), long(1)),
+    "memfd": lambda: os.memfd_create("x"),
+    "shm": shm,
+    "x32": lambda: bad((0x40000000 + 165, 40), long(0), long(0), long(0), long(0), long(0)),
+    "write": write,
+    "link_out": link_out,
+    "move_out": move_out,
+    "device": make_device,
+    "write_inside": lambda: write("inside"),
+    "script": script_runs,
+}
+
+
+def fork(until):
+    """Tries for as long as there may be no more processes, but not for ever."""
+    while True:
+        try:
+            return os.fork()
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os._exit(0)
+            time.sleep(0.001)
+
+
+def swarm():
+    """Forty processes, each of which hands on to another in a session of its own and ends: who lists
+    them and then ends them is always late. Without a fence it ends by itself after ten seconds."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    until = time.monotonic() + 10
+    for _ in range(40):
+        if fork(until) == 0:
+            while time.monotonic() < until:
+                os.setsid()
+                time.sleep(0.001)
+                if fork(until) > 0:
+                    os._exit(0)
+            os._exit(0)
+    time.sleep(10)
+
+
+def fill():
+    """Many files, each within its limit."""
+    for name in range(10 * 1024):
+        with open("file%d" % name, "wb") as file:
+            file.write(b"x" * 1024 * 1024)
+
+
+def fill_unnamed():
+    kept = []
+    for name in range(10 * 1024):
+        kept.append(open("file%d" % name, "wb"))
+        os.unlink("file%d" % name)
+        for _ in range(10):
+            kept[-1].write(b"x" * 1024 * 1024)
+            kept[-1].flush()
+
+
+def fill_one():
+    with open("file", "wb") as file:
+        for _ in range(10 * 1024):
+            file.write(b"x" * 1024 * 1024)
+
+
+def say():
+    # 256 MiB: far more than is kept.
+    line = b"x" * 1023 + b"\n"
+    for _ in range(256):
+        os.write(1, line * 1024)
+
+
+def take():
+    """64 GiB at once; then as much as there is in many processes."""
+    try:
+        kept = bytearray(64 << 30)
+        return kept[0]
+    except MemoryError:
+        pass
+    for _ in range(8):
+        if os.fork() == 0:
+            kept = bytearray(b"x" * (400 << 20))
+            time.sleep(1000)
+            return kept[0]
+    time.sleep(1000)
+
+
+def spin():
+    while True:
+        pass
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def daemon():
+    """Leaves its parent, its group, its session and its death signal, twice."""
+    for _ in range(2):
+        if os.fork() > 0:
+            return
+        os.setsid()
+        libc.prctl(1, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with open("daemon", "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(1000)
+    os._exit(0)
+
+
+def daemon_and_stay():
+    if os.fork() == 0:
+        daemon()
+        os._exit(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        time.sleep(1)
+
+
+WASTES = {
+    name.__name__: name
+    for name in (swarm, fill, fill_unnamed, fill_one, say, take, spin, stop, daemon, daemon_and_stay)
+}
+
+
+def probe(name, argument=None):
+    """As a function: what came of a probe is its output."""
+    arguments = () if argument is None else (argument,)
+    if name in WASTES:
+        WASTES[name](*arguments)
+        return 0
+    try:
+        PROBES[name](*arguments)
+    except OSError as error:
+        return {"return_code": 0, "output": errno.errorcode.get(error.errno, str(error))}
+    return {"return_code": 0, "output": "open"}
+
+
+if __name__ == "__main__":
+    said = probe(*sys.argv[1:])
+    if said:
+        print("[OUTPUT]" + said["output"])

@@ -1,0 +1,207 @@
+//! `apscli runner` as a program, spoken to as the operator does.
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
+use std::sync::RwLockReadGuard;
+use std::time::Duration;
+
+use apscli::engine::event::{CancelCause, Ending, KillCause};
+use apscli::engine::spec::{Action, Cmd, EnvText};
+use apscli::executor::decision::Work;
+use apscli::executor::runner::{Piece, Reply, Request, Script, frame, length};
+use rustix::process::Signal;
+
+use crate::fence::in_peace;
+use crate::program::{Place, lives, signal, until};
+
+struct Runner {
+    place: Place,
+    process: Child,
+    stream: UnixStream,
+    _peace: RwLockReadGuard<'static, ()>,
+}
+
+impl Runner {
+    fn new(more: &[&str]) -> Self {
+        let peace = in_peace();
+        let place = Place::new();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut args = vec!["runner", "--folder", "runner"];
+        args.extend(more);
+        let process = place
+            .command(&args)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn()
+            .unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        Self {
+            place,
+            process,
+            stream: ours,
+            _peace: peace,
+        }
+    }
+
+    fn ask(&mut self, request: &Request) {
+        self.stream.write_all(&frame(request).unwrap()).unwrap();
+    }
+
+    fn hear(&mut self) -> Reply {
+        let mut head = [0; 4];
+        self.stream.read_exact(&mut head).unwrap();
+        let mut body = vec![0; length(head).unwrap()];
+        self.stream.read_exact(&mut body).unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    fn start(&mut self, run: &str, node: &str, words: &[&str]) {
+        let [program, args @ ..] = words else {
+            panic!()
+        };
+        let cmd = Cmd {
+            program: EnvText::literal(*program),
+            args: args.iter().map(|word| EnvText::literal(*word)).collect(),
+            env: Vec::new(),
+        };
+        let work = Work::new(Action::Cmd(cmd), Vec::new(), Duration::from_secs(1));
+        self.ask(&Request::Start {
+            piece: piece(run, node),
+            work: Box::new(work),
+            network: false,
+        });
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn piece(run: &str, node: &str) -> Piece {
+    Piece {
+        run: run.to_owned(),
+        node: node.to_owned(),
+        attempt: 1,
+    }
+}
+
+#[test]
+fn it_carries_out_what_it_is_asked_for_and_says_what_was_enforced() {
+    let mut runner = Runner::new(&["--slots", "1"]);
+    assert!(matches!(runner.hear(), Reply::Hello { slots: 1, .. }));
+    runner.ask(&Request::Files {
+        run: "r".to_owned(),
+        files: vec![Script {
+            path: "sub/hello.sh".to_owned(),
+            mode: 0o555,
+            content: "IyEvYmluL3NoCmVjaG8gIltPVVRQVVRdaGVsbG8iCg==".to_owned(),
+        }],
+    });
+    runner.start("r", "a", &["sub/hello.sh"]);
+    assert!(matches!(runner.hear(), Reply::Began { piece: it } if it == piece("r", "a")));
+    let Reply::Ended {
+        outcome, enforced, ..
+    } = runner.hear()
+    else {
+        panic!("no end")
+    };
+    assert_eq!(outcome.ending, Ending::Exited(0));
+    assert_eq!(outcome.captured.output.unwrap().to_plain_text(), "hello");
+    let enforced = enforced.unwrap();
+    assert!(enforced.contains("seccomp, no network"), "{enforced}");
+    // Another run does not see those files.
+    runner.start("s", "a", &["sub/hello.sh"]);
+    runner.hear();
+    let Reply::Ended { outcome, .. } = runner.hear() else {
+        panic!("no end")
+    };
+    assert!(
+        matches!(outcome.ending, Ending::NotStarted(_)),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn what_has_no_place_waits_and_runs_take_turns() {
+    let mut runner = Runner::new(&["--slots", "1"]);
+    runner.hear();
+    runner.start("r", "first", &["sleep", "1000"]);
+    assert!(matches!(runner.hear(), Reply::Began { .. }));
+    for (run, node) in [("r", "second"), ("r", "third"), ("s", "other")] {
+        runner.start(run, node, &["true"]);
+        let Reply::Waits { piece: it, why } = runner.hear() else {
+            panic!("it does not wait")
+        };
+        assert_eq!(it, piece(run, node));
+        assert_eq!(why, "all 1 places of the runner are taken");
+    }
+    let cause = KillCause::Cancel(CancelCause::Asked);
+    runner.ask(&Request::Kill {
+        piece: piece("r", "third"),
+        cause,
+    });
+    let Reply::Ended { outcome, .. } = runner.hear() else {
+        panic!("no end")
+    };
+    assert_eq!(outcome.ending, Ending::Killed(cause));
+    runner.ask(&Request::Kill {
+        piece: piece("r", "first"),
+        cause,
+    });
+    let mut order = Vec::new();
+    while order.len() < 3 {
+        if let Reply::Ended { piece, .. } = runner.hear() {
+            order.push(piece.node);
+        }
+    }
+    assert_eq!(order, ["first", "other", "second"]);
+}
+
+#[test]
+fn nothing_outlives_the_connection_nor_the_runner() {
+    for killed in [false, true] {
+        let mut runner = Runner::new(&[]);
+        runner.hear();
+        let script = "setsid sh -c 'trap \"\" TERM; echo $$ > pid; sleep 1000 & wait' & wait";
+        runner.start("r", "a", &["sh", "-c", script]);
+        runner.hear();
+        let nodes = runner.place.path("runner/nodes");
+        let pid = || {
+            let folder = std::fs::read_dir(&nodes).ok()?.next()?.ok()?.path();
+            let pid = std::fs::read_to_string(folder.join("pid")).ok()?;
+            pid.ends_with('\n').then_some(pid)
+        };
+        until("the process", || pid().is_some());
+        let pid = pid().unwrap();
+        if killed {
+            signal(&runner.process, Signal::KILL);
+        } else {
+            runner.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+        runner.process.wait().unwrap();
+        until("its end", || !lives(&pid));
+        until("no folder", || {
+            std::fs::read_dir(&nodes).unwrap().next().is_none()
+        });
+    }
+}
+
+#[test]
+fn who_uses_more_than_there_is_for_one_is_ended() {
+    let mut runner = Runner::new(&["--processes", "20"]);
+    runner.hear();
+    let script =
+        "for i in 1 2 3 4 5 6 7 8 9 10; do for j in 1 2 3 4 5; do sleep 10 & done; done; wait";
+    runner.start("r", "a", &["sh", "-c", script]);
+    runner.hear();
+    let Reply::Ended { outcome, .. } = runner.hear() else {
+        panic!("no end")
+    };
+    let why = "it used more than 20 processes, and was ended".to_owned();
+    assert_eq!(outcome.ending, Ending::NoResult(why));
+}

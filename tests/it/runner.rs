@@ -25,7 +25,7 @@ struct Runner {
 
 impl Runner {
     fn new(more: &[&str]) -> Self {
-        let _peace = in_peace();
+        let peace = in_peace();
         let place = Place::new();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut args = vec!["runner", "--folder", "runner"];
@@ -41,7 +41,7 @@ impl Runner {
             place,
             process,
             stream: ours,
-            _peace,
+            _peace: peace,
         }
     }
 

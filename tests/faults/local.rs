@@ -135,6 +135,7 @@ fn ends() -> Vec<usize> {
 }
 
 #[test]
+#[ignore = "takes minutes: tests/run --all"]
 fn a_run_killed_at_any_write_of_its_journal_resumes() {
     let ends = ends();
     // A start, and a start and an end of each node.
@@ -181,6 +182,7 @@ fn a_run_killed_at_any_write_of_its_journal_resumes() {
 }
 
 #[test]
+#[ignore = "takes minutes: tests/run --all"]
 fn a_run_killed_when_its_journal_has_grown_resumes() {
     let mut kills = 0;
     for end in ends() {

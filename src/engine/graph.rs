@@ -4,6 +4,7 @@
 //! Must not run anything. Outside this file a node is a [`NodeIx`] or a name; petgraph's own
 //! indices do not leave it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,7 +12,7 @@ use std::ops::{Index, IndexMut};
 use std::time::Duration;
 
 use petgraph::Direction;
-use petgraph::algo::{kosaraju_scc, toposort};
+use petgraph::algo::kosaraju_scc;
 use petgraph::graph::{DiGraph, NodeIndex};
 
 use crate::engine::expr::{Expr, Truth};
@@ -265,6 +266,42 @@ impl Neighbours {
         self.ends.push(self.nodes.len());
     }
 
+    /// How many each node has.
+    fn lens(&self) -> impl Iterator<Item = usize> {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        self.ends.iter().zip(starts).map(|(end, start)| end - start)
+    }
+
+    /// The nodes that have each one among theirs, in template order.
+    fn turned(&self) -> Self {
+        let nothing = NodeIx(u32::MAX);
+        let mut turned = Self {
+            nodes: vec![nothing; self.nodes.len()],
+            ends: vec![0; self.ends.len()],
+        };
+        for node in &self.nodes {
+            if let Some(len) = turned.ends.get_mut(node.index()) {
+                *len += 1;
+            }
+        }
+        // From lengths to starts; filling moves each start to its end.
+        let mut start = 0;
+        for end in &mut turned.ends {
+            start += std::mem::replace(end, start);
+        }
+        for node in (0..).map(NodeIx).take(self.ends.len()) {
+            for other in self.of(node) {
+                if let Some(end) = turned.ends.get_mut(other.index()) {
+                    if let Some(place) = turned.nodes.get_mut(*end) {
+                        *place = node;
+                    }
+                    *end += 1;
+                }
+            }
+        }
+        turned
+    }
+
     fn of(&self, node: NodeIx) -> &[NodeIx] {
         let index = node.0 as usize;
         let start = index
@@ -303,17 +340,19 @@ impl Graph {
             node: node.name.clone(),
             at: node.at,
         }));
-        check_ids(&spec.nodes, &mut errors);
 
-        // Petgraph's node indices are the same numbers as ours.
-        let mut edges = DiGraph::<(), ()>::with_capacity(spec.nodes.len(), spec.nodes.len());
-        for _ in &spec.nodes {
-            edges.add_node(());
-        }
         let mut prev_nodes = Neighbours::with_capacity(spec.nodes.len());
+        let mut conditions = Vec::with_capacity(spec.nodes.len());
+        let mut timeouts = BTreeMap::new();
+        let mut ids = BTreeMap::new();
         // The last node that listed each one: it lists it twice if it is that one again.
         let mut listed_by = NodeMap(vec![None; spec.nodes.len()]);
+        // One walk for all that is asked of a node: the nodes of a large graph fit no cache.
         for (index, node) in (0..).map(NodeIx).zip(&spec.nodes) {
+            errors.extend(duplicate_id(node, &mut ids));
+            if let Some(timeout) = node.timeout {
+                timeouts.insert(index, timeout);
+            }
             let mut unknown = BTreeSet::new();
             for prev in &node.prev_nodes {
                 let error = |kind: EdgeError| GraphError::Edge {
@@ -330,10 +369,7 @@ impl Graph {
                 match found {
                     _ if twice => errors.push(error(EdgeError::Twice)),
                     Some(ix) if ix == index => errors.push(error(EdgeError::Itself)),
-                    Some(ix) => {
-                        edges.add_edge(index_of(ix), index_of(index), ());
-                        prev_nodes.nodes.push(ix);
-                    }
+                    Some(ix) => prev_nodes.nodes.push(ix),
                     None => {
                         // A hint costs a look at many names: the first few mistakes get one.
                         let hint = errors.len() < HINTS;
@@ -345,11 +381,6 @@ impl Graph {
                 }
             }
             prev_nodes.end();
-        }
-        find_cycles(&edges, &spec.nodes, &mut errors);
-
-        let mut conditions = Vec::with_capacity(spec.nodes.len());
-        for node in &spec.nodes {
             let condition = node.decision_expr.as_ref().map(|expr| {
                 let prev_nodes = node.prev_nodes.iter().map(|prev| prev.it.as_str());
                 let allowed: BTreeSet<&str> = prev_nodes.collect();
@@ -363,6 +394,12 @@ impl Graph {
             });
             conditions.push(condition.map(Box::new));
         }
+        let next_nodes = prev_nodes.turned();
+        // The cheap question first: a graph mostly has no cycle.
+        if !is_acyclic(&prev_nodes, &next_nodes) {
+            find_cycles(&prev_nodes, &spec.nodes, &mut errors);
+        }
+
         let decision = spec.decision_expr.as_ref().map(|expr| {
             bind(
                 expr,
@@ -373,16 +410,13 @@ impl Graph {
             )
         });
 
-        let timeouts = (0..).map(NodeIx).zip(&spec.nodes);
-        let timeouts = timeouts.filter_map(|(index, node)| Some((index, node.timeout?)));
-
         if errors.is_empty() {
             Ok(Self {
-                timeouts: timeouts.collect(),
+                timeouts,
                 nodes: NodeMap(spec.nodes),
                 by_name,
                 prev: prev_nodes,
-                next: successors(&edges),
+                next: next_nodes,
                 conditions: NodeMap(conditions),
                 decision,
             })
@@ -476,45 +510,57 @@ impl Graph {
 /// Mistakes up to which names that look alike are looked for.
 const HINTS: usize = 20;
 
-fn successors(edges: &DiGraph<(), ()>) -> Neighbours {
-    let mut next = Neighbours::with_capacity(edges.node_count());
-    for node in edges.node_indices() {
-        let outgoing = edges.neighbors_directed(node, Direction::Outgoing);
-        let ours = outgoing.filter_map(|index| u32::try_from(index.index()).ok());
-        next.nodes.extend(ours.map(NodeIx));
-        next.end();
+/// Notes whose id it is, or says that it is an earlier node's.
+fn duplicate_id<'a>(
+    node: &'a Node,
+    owners: &mut BTreeMap<String, &'a NodeName>,
+) -> Option<GraphError> {
+    let id = node.id.as_ref()?;
+    match owners.entry(id.it.to_string()) {
+        Entry::Vacant(entry) => {
+            entry.insert(&node.name);
+            None
+        }
+        Entry::Occupied(entry) => Some(GraphError::DuplicateId {
+            node: node.name.clone(),
+            other: (*entry.get()).clone(),
+            id: entry.key().clone(),
+            at: id.at,
+        }),
     }
-    next
 }
 
-fn index_of(node: NodeIx) -> NodeIndex {
-    NodeIndex::new(node.0 as usize)
-}
-
-fn check_ids(nodes: &[Node], errors: &mut Vec<GraphError>) {
-    let mut owners: BTreeMap<String, &NodeName> = BTreeMap::new();
-    for node in nodes {
-        let Some(id) = &node.id else { continue };
-        let text = id.it.to_string();
-        if let Some(other) = owners.get(&text) {
-            errors.push(GraphError::DuplicateId {
-                node: node.name.clone(),
-                other: (*other).clone(),
-                id: text,
-                at: id.at,
-            });
-        } else {
-            owners.insert(text, &node.name);
+/// Whether walking from the nodes without predecessors, each after all of its own, reaches all.
+fn is_acyclic(prev_nodes: &Neighbours, next_nodes: &Neighbours) -> bool {
+    let mut open_prev = NodeMap(prev_nodes.lens().collect::<Vec<_>>());
+    let free = open_prev.iter().filter(|(_, open)| **open == 0);
+    let mut reached: Vec<NodeIx> = free.map(|(node, _)| node).collect();
+    let mut walked = 0;
+    while let Some(&node) = reached.get(walked) {
+        walked += 1;
+        for &next in next_nodes.of(node) {
+            open_prev[next] -= 1;
+            if open_prev[next] == 0 {
+                reached.push(next);
+            }
         }
     }
+    walked == prev_nodes.ends.len()
 }
 
-fn find_cycles(edges: &DiGraph<(), ()>, nodes: &[Node], errors: &mut Vec<GraphError>) {
-    // The cheap question first: a graph mostly has no cycle.
-    if toposort(edges, None).is_ok() {
-        return;
+/// Names a cycle of each tangle. Petgraph's node indices are the same numbers as ours.
+fn find_cycles(prev_nodes: &Neighbours, nodes: &[Node], errors: &mut Vec<GraphError>) {
+    let mut edges = DiGraph::<(), ()>::with_capacity(nodes.len(), prev_nodes.nodes.len());
+    for _ in nodes {
+        edges.add_node(());
     }
-    for component in kosaraju_scc(edges) {
+    let index_of = |node: NodeIx| NodeIndex::new(node.index());
+    for node in (0..).map(NodeIx).take(nodes.len()) {
+        for prev in prev_nodes.of(node) {
+            edges.add_edge(index_of(*prev), index_of(node), ());
+        }
+    }
+    for component in kosaraju_scc(&edges) {
         // An edge to itself is an error of its own and not among the edges.
         if component.len() < 2 {
             continue;

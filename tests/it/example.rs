@@ -50,14 +50,22 @@ fn check(done: &Done, return_code: i64) {
     }
 }
 
-/// b needs 5 of the 8 seconds; a barrier or a lost wake-up would show as seconds, not tenths.
+/// The sleeps on the critical path take 8 s. What else this machine is doing can
+/// only add to that, so the quickest of a few tries counts; the first one that is quick is enough.
 fn timed(place: &Place, args: &[&str]) -> Done {
-    let start = Instant::now();
-    let done = place.apscli(args);
-    let seconds = start.elapsed().as_secs_f64();
-    println!("wall time {seconds:.2} s, critical path 8 s");
-    assert!((8.0..12.0).contains(&seconds), "{seconds}");
-    done
+    const TRIES: usize = 5;
+    let mut took = Vec::new();
+    for _ in 0..TRIES {
+        let start = Instant::now();
+        let done = place.apscli(args);
+        let seconds = start.elapsed().as_secs_f64();
+        assert!(seconds >= 8.0, "{seconds}");
+        took.push(seconds);
+        if seconds <= 8.5 {
+            return done;
+        }
+    }
+    panic!("wall times of {took:.2?} s where the critical path takes 8 s");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use tracing_subscriber::filter::Targets;
 
 use crate::operator::health::Health;
 use crate::operator::metrics::Metrics;
-use crate::operator::options::{Delivery, Election, Options, Processes, RunnerPlace, Scope};
+use crate::operator::options::{Delivery, Election, Options, Processes, RunnerPlace, Scope, Shard};
 use crate::operator::{self, OperatorError};
 use crate::server::Server;
 
@@ -51,6 +51,10 @@ pub struct OperatorArgs {
     /// The Lease's name; it is in `$POD_NAMESPACE`, else in apscli
     #[arg(long, value_name = "NAME", default_value = "apscli")]
     lease_name: String,
+    /// Which part of the runs this operator takes, where several share them: its number, from 0, of how many.
+    /// Never change how many there are while any of the old ones works
+    #[arg(long, value_name = "I/N", default_value_t = Shard::WHOLE)]
+    shard: Shard,
     /// This process's name in the Lease, to which a random suffix is added [default: the host's name]
     #[arg(long, value_name = "NAME")]
     identity: Option<String>,
@@ -143,9 +147,10 @@ impl OperatorArgs {
                 .unwrap_or_else(|| home.clone()),
             election: self.leader_election.then(|| Election {
                 namespace: home,
-                lease: self.lease_name.clone(),
+                lease: self.shard.lease(&self.lease_name),
                 identity: format!("{}-{suffix}", self.identity.as_deref().unwrap_or(host)),
             }),
+            shard: self.shard,
             node_image: self.node_image.clone(),
             tools_image: self.tools_image.clone(),
             delivery: self.delivery.map(Delivery::from),
@@ -312,6 +317,7 @@ mod tests {
                 "--namespace=b",
                 "--shared-namespace=shelf",
                 "--leader-election=false",
+                "--shard=1/2",
                 "--node-image=n:1",
                 "--tools-image=t:1",
                 "--delivery=image-volume",
@@ -330,6 +336,7 @@ mod tests {
                 scope: Scope::Namespaces(vec!["a".to_owned(), "b".to_owned()]),
                 shared_namespace: "shelf".to_owned(),
                 election: None,
+                shard: "1/2".parse().unwrap(),
                 node_image: "n:1".to_owned(),
                 tools_image: "t:1".to_owned(),
                 delivery: Some(Delivery::ImageVolume),
@@ -348,6 +355,8 @@ mod tests {
             .election
             .unwrap();
         assert_eq!((had.lease.as_str(), had.identity.as_str()), ("l", "me-1"));
+        let shard = options(None, &["--lease-name=l", "--shard=1/2"]).election;
+        assert_eq!(shard.unwrap().lease, "l-1-of-2");
     }
 
     #[test]

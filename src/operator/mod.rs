@@ -38,6 +38,7 @@ use std::sync::Arc;
 use futures::stream::{SelectAll, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
+use kube::runtime::watcher::Event;
 use kube::{Client, Config, Resource};
 use tokio::sync::Semaphore;
 
@@ -48,7 +49,7 @@ use health::Health;
 use hub::{Hub, Incoming, watch};
 use lease::{Leadership, Lease, Timing};
 use metrics::Metrics;
-use options::{Options, Scope};
+use options::{Options, Scope, Shard};
 
 /// Why the operator ended without being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -159,12 +160,18 @@ async fn work_with(
     let runs = async {
         // A run by FQSN that is looked at before the catalogue is known would only say so.
         context.shelves.ready().await;
-        let labels = format!("{LABEL_MANAGED_BY}={MANAGED_BY}");
+        let shard = context.options.shard;
+        let mut labels = format!("{LABEL_MANAGED_BY}={MANAGED_BY}");
+        if let Some(buckets) = shard.selector() {
+            labels = format!("{labels},{buckets}");
+        }
         let mut incoming = SelectAll::new();
         let runs = apis(&client, &context.options.scope);
         let places = runs.len();
         for (place, api) in runs.into_iter().enumerate() {
             let runs = watch(api, None, health, hub::RUNS);
+            // Runs bear no bucket: whoever makes one would have to give it.
+            let runs = runs.filter(move |event| std::future::ready(is_ours(shard, event)));
             let runs = runs.map(move |event| Incoming::Run(place, event));
             incoming.push(runs.boxed());
         }
@@ -180,6 +187,17 @@ async fn work_with(
         hub.run(incoming, finished).await;
     };
     tokio::join!(services, runs);
+}
+
+/// Whether an event is of a run that this operator has to do with.
+fn is_ours<K: Resource>(shard: Shard, event: &Event<K>) -> bool {
+    match event {
+        Event::Apply(run) | Event::InitApply(run) | Event::Delete(run) => {
+            let uid = run.meta().uid.as_ref();
+            uid.is_some_and(|uid| shard.has(uid))
+        }
+        Event::Init | Event::InitDone => true,
+    }
 }
 
 /// The places of a kind that the operator looks at.

@@ -2,9 +2,14 @@
 //!
 //! Must not read the environment or arguments; the command line does.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
+
+use crate::executor::pod::LABEL_BUCKET;
+use crate::executor::pod::build::{BUCKETS, bucket};
 
 /// Everything that an admin chooses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +20,8 @@ pub struct Options {
     pub shared_namespace: String,
     /// The Lease by which replicas agree on one that works; none where there is one replica only.
     pub election: Option<Election>,
+    /// Which of the runs there are this operator's.
+    pub shard: Shard,
     /// The image of nodes that name none.
     pub node_image: String,
     /// The image that carries `apscli-node` into others, where [`Delivery`] copies or mounts it.
@@ -95,6 +102,90 @@ pub enum Scope {
     Namespaces(Vec<String>),
 }
 
+/// One of several operators that share the runs of a cluster, each with a Lease of its own. Runs
+/// fall into [`BUCKETS`] by their UID, and buckets to shards in turn, so nobody has to hand them
+/// out. The first shard also keeps the catalogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    index: u8,
+    count: u8,
+}
+
+impl Shard {
+    /// The only one: all runs are its own.
+    pub const WHOLE: Self = Self { index: 0, count: 1 };
+
+    /// Whether it says in its statuses what is wrong with a service.
+    #[must_use]
+    pub fn is_first(self) -> bool {
+        self.index == 0
+    }
+
+    /// Whether a run is its own.
+    #[must_use]
+    pub fn has(self, run_uid: &str) -> bool {
+        self.has_bucket(bucket(run_uid))
+    }
+
+    fn has_bucket(self, bucket: u8) -> bool {
+        bucket % self.count == self.index
+    }
+
+    /// What pods of its runs bear, as a label selector; none: every pod is such.
+    #[must_use]
+    pub fn selector(self) -> Option<String> {
+        let buckets: Vec<String> = (0..BUCKETS)
+            .filter(|bucket| self.has_bucket(*bucket))
+            .map(|bucket| bucket.to_string())
+            .collect();
+        (self.count > 1).then(|| format!("{LABEL_BUCKET} in ({})", buckets.join(",")))
+    }
+
+    /// Its Lease, where that of the whole has this name.
+    #[must_use]
+    pub fn lease(self, whole: &str) -> String {
+        if self.count == 1 {
+            whole.to_owned()
+        } else {
+            format!("{whole}-{self}").replace('/', "-of-")
+        }
+    }
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Self::WHOLE
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index, self.count)
+    }
+}
+
+/// No shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "expected I/N: the shard's number, from 0, of at most {BUCKETS}, such as 0/2 and 1/2 for two shards"
+)]
+pub struct NoShard;
+
+impl FromStr for Shard {
+    type Err = NoShard;
+
+    fn from_str(text: &str) -> Result<Self, NoShard> {
+        let (index, count) = text.split_once('/').ok_or(NoShard)?;
+        let index = index.parse().map_err(|_| NoShard)?;
+        let count = count.parse().map_err(|_| NoShard)?;
+        if index < count && count <= BUCKETS {
+            Ok(Self { index, count })
+        } else {
+            Err(NoShard)
+        }
+    }
+}
+
 /// Who stands for election where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Election {
@@ -122,6 +213,27 @@ pub enum Delivery {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_run_is_one_shards() {
+        for count in [1, 2, 3, 64] {
+            let shard = |index: u8| format!("{index}/{count}").parse::<Shard>().unwrap();
+            for run in 0..200 {
+                let uid = format!("uid-{run}");
+                let owners = (0..count).filter(|index| shard(*index).has(&uid));
+                assert_eq!(owners.count(), 1, "{uid} of {count}");
+            }
+        }
+        assert_eq!(Shard::WHOLE.selector(), None);
+        assert_eq!(Shard::WHOLE.lease("l"), "l");
+        let third: Shard = "3/21".parse().unwrap();
+        let selector = "apscli.dev/bucket in (3,24,45)";
+        assert_eq!(third.selector().as_deref(), Some(selector));
+        assert_eq!(third.lease("l"), "l-3-of-21");
+        for bad in ["", "1", "/", "1/1", "0/0", "0/65", "-1/2", "0/2/3", "a/b"] {
+            assert_eq!(bad.parse::<Shard>(), Err(NoShard), "{bad}");
+        }
+    }
 
     #[test]
     fn a_pattern_is_the_whole_name() {

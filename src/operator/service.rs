@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use futures::stream::SelectAll;
+use futures::stream::{SelectAll, select_all};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
@@ -146,6 +146,14 @@ pub(super) fn start(
                 known.config_maps.ready().await;
                 maps_needed.met();
             };
+            if !context.options.shard.is_first() {
+                // It only reads; what is wrong is said by the first.
+                let services = watched_services.into_iter().map(|(_, changes)| changes);
+                let services = select_all(services).for_each(|_| std::future::ready(()));
+                let maps = watched_maps.for_each(|_| std::future::ready(()));
+                tokio::join!(listed, services, maps);
+                return;
+            }
             let controllers = watched_services
                 .into_iter()
                 .map(|(store, changes)| control(Arc::clone(&context), store, changes));

@@ -39,6 +39,23 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end -}}
 {{- end -}}
 
+{{/* The operators that share the runs, as JSON: name, Lease, and, where there are several, `of` and `label`. */}}
+{{- define "apscli.shards" -}}
+{{- $name := include "apscli.fullname" . -}}
+{{- $count := int .Values.shards -}}
+{{- $shards := list -}}
+{{- if eq $count 1 -}}
+{{- $shards = append $shards (dict "name" $name "lease" $name) -}}
+{{- else -}}
+{{- range until $count -}}
+{{- $own := printf "%s-%d" $name . -}}
+{{- $lease := printf "%s-of-%d" $own $count -}}
+{{- $shards = append $shards (dict "name" $own "lease" $lease "of" (printf "%d/%d" . $count) "label" (toString .)) -}}
+{{- end -}}
+{{- end -}}
+{{- $shards | toJson -}}
+{{- end -}}
+
 {{- define "apscli.sharedNamespace" -}}
 {{ .Values.sharedNamespace | default .Release.Namespace }}
 {{- end -}}

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     ANNOTATION_ATTEMPT, ANNOTATION_DEADLINE, ANNOTATION_DECISION, CONTAINER, FINALIZER, GROUP,
-    INIT_CONTAINER, LABEL_RUN, LABEL_RUN_UID, NODE,
+    INIT_CONTAINER, LABEL_BUCKET, LABEL_RUN, LABEL_RUN_UID, NODE,
 };
 use crate::engine::name::{Attempt, NodeName};
 use crate::engine::spec::Node;
@@ -183,6 +183,16 @@ pub fn pod_name(run_uid: &str, node: &NodeName, attempt: Attempt) -> String {
     format!("apscli-{}", hex(hash.get(..16).unwrap_or_default()))
 }
 
+/// Into how many buckets runs fall: the most shards that there can be.
+pub const BUCKETS: u8 = 64;
+
+/// The bucket of a run, from 0. For ever the same: the pods of older versions bear it.
+#[must_use]
+pub fn bucket(run_uid: &str) -> u8 {
+    let hash = Sha256::digest(run_uid);
+    hash.first().copied().unwrap_or_default() % BUCKETS
+}
+
 /// The pod of an attempt. `remaining` is what is left of the run's own time.
 pub fn build(
     run: &RunPods,
@@ -199,32 +209,7 @@ pub fn build(
         init,
     } = mounts(run, &secrets)?;
     let overrides = &run.overrides;
-    let own = |map: &BTreeMap<String, String>| -> BTreeMap<String, String> {
-        let is_ours = |name: &str| {
-            name == MANAGER_LABEL
-                || name
-                    .split_once('/')
-                    .is_some_and(|(prefix, _)| prefix == GROUP)
-        };
-        (map.iter())
-            .filter(|(name, _)| !is_ours(name))
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect()
-    };
-    let mut labels = own(&overrides.labels);
-    labels.insert(MANAGER_LABEL.to_owned(), MANAGER.to_owned());
-    labels.insert(LABEL_RUN_UID.to_owned(), run.uid.clone());
-    labels.insert(LABEL_RUN.to_owned(), shortened(&run.name));
-    if is_label_value(node.name.as_str()) {
-        labels.insert(NODE.to_owned(), node.name.to_string());
-    }
-    let mut annotations = own(&overrides.annotations);
-    annotations.insert(NODE.to_owned(), node.name.to_string());
-    annotations.insert(ANNOTATION_ATTEMPT.to_owned(), attempt.to_string());
-    annotations.insert(ANNOTATION_DECISION.to_owned(), decision::hash(&json));
-    if let Some(keeper) = keeper {
-        annotations.insert(ANNOTATION_DEADLINE.to_owned(), keeper.to_owned());
-    }
+    let (labels, annotations) = marks(run, node, attempt, &json, keeper);
     let container = Container {
         name: CONTAINER.to_owned(),
         image: Some(run.image.clone()),
@@ -290,6 +275,44 @@ pub fn build(
         }),
         status: None,
     })
+}
+
+/// Labels and annotations: ours, and what the run's author wants besides.
+fn marks(
+    run: &RunPods,
+    node: &Node,
+    attempt: Attempt,
+    json: &str,
+    keeper: Option<&'static str>,
+) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+    let own = |map: &BTreeMap<String, String>| -> BTreeMap<String, String> {
+        let is_ours = |name: &str| {
+            name == MANAGER_LABEL
+                || name
+                    .split_once('/')
+                    .is_some_and(|(prefix, _)| prefix == GROUP)
+        };
+        (map.iter())
+            .filter(|(name, _)| !is_ours(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
+    };
+    let mut labels = own(&run.overrides.labels);
+    labels.insert(MANAGER_LABEL.to_owned(), MANAGER.to_owned());
+    labels.insert(LABEL_RUN_UID.to_owned(), run.uid.clone());
+    labels.insert(LABEL_BUCKET.to_owned(), bucket(&run.uid).to_string());
+    labels.insert(LABEL_RUN.to_owned(), shortened(&run.name));
+    if is_label_value(node.name.as_str()) {
+        labels.insert(NODE.to_owned(), node.name.to_string());
+    }
+    let mut annotations = own(&run.overrides.annotations);
+    annotations.insert(NODE.to_owned(), node.name.to_string());
+    annotations.insert(ANNOTATION_ATTEMPT.to_owned(), attempt.to_string());
+    annotations.insert(ANNOTATION_DECISION.to_owned(), decision::hash(json));
+    if let Some(keeper) = keeper {
+        annotations.insert(ANNOTATION_DEADLINE.to_owned(), keeper.to_owned());
+    }
+    (labels, annotations)
 }
 
 /// The hash of an attempt's decision, as its pod's annotation `apscli.dev/decision` has it.

@@ -10,6 +10,8 @@ pub mod observe;
 pub const GROUP: &str = "apscli.dev";
 /// Label: the run's UID.
 pub const LABEL_RUN_UID: &str = "apscli.dev/run-uid";
+/// Label: which of [`build::BUCKETS`] the run falls into, so that shards watch only pods of theirs.
+pub const LABEL_BUCKET: &str = "apscli.dev/bucket";
 /// Label: the run's name, as much of it as a label may hold.
 pub const LABEL_RUN: &str = "apscli.dev/run";
 /// Label where the name is one that a label may hold, and always annotation: the node's name.

@@ -35,7 +35,7 @@ use tokio::time::sleep;
 
 use super::health::Health;
 use super::metrics::Metrics;
-use super::options::{Options, Processes, Scope};
+use super::options::{Options, Processes, Scope, Shard};
 use crate::engine::event::Ending;
 use fake::Fake;
 
@@ -44,6 +44,7 @@ fn options() -> Options {
         scope: Scope::Cluster,
         shared_namespace: "shared".to_owned(),
         election: None,
+        shard: Shard::WHOLE,
         node_image: "nodes".to_owned(),
         tools_image: "tools".to_owned(),
         delivery: None,

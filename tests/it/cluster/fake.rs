@@ -10,6 +10,7 @@ mod operator;
 mod parity;
 mod rights;
 mod scale;
+mod shards;
 mod witness;
 
 use kube::Api;

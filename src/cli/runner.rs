@@ -3,10 +3,8 @@
 //! Must not know what it carries out.
 
 use std::fs;
-use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use rustix::process::{DumpableBehavior, geteuid, set_dumpable_behavior};
+use rustix::fs::Mode as FileMode;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior, umask};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::executor::fence::{Limits, Mode};
@@ -86,7 +85,7 @@ pub(super) fn runner(_: &Context, args: &RunnerArgs) -> Result<ExitCode, Failure
     loop {
         // One after the other: what an operator started is over before the next is heard.
         let (stream, _) = listener.accept()?;
-        if let Err(error) = peer(&stream).and_then(|()| serve::serve(stream, &options)) {
+        if let Err(error) = serve::serve(stream, &options) {
             eprintln!("apscli runner: a connection ended: {error}");
         }
     }
@@ -146,22 +145,16 @@ fn in_memory(folder: &Path) -> u64 {
     }
 }
 
+/// Only the user that this is itself can connect: the socket is made so, and who asked for the
+/// peer's user instead would hear of its process too, which another container's has no number for.
 fn listen(path: &Path) -> Result<UnixListener, Failure> {
     let _ = fs::remove_file(path);
-    let listener = UnixListener::bind(path)
-        .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let before = umask(FileMode::XUSR | FileMode::RWXG | FileMode::RWXO);
+    let listener = UnixListener::bind(path);
+    umask(before);
+    let listener =
+        listener.map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
     Ok(listener)
-}
-
-/// Only the user that this is itself is served.
-fn peer(stream: &UnixStream) -> io::Result<()> {
-    let peer = rustix::net::sockopt::socket_peercred(stream.as_fd())?;
-    if peer.uid == geteuid() {
-        Ok(())
-    } else {
-        Err(io::Error::other("it was of another user"))
-    }
 }
 
 /// The first process of a container ignores signals that it does not handle.

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::sync::RwLockReadGuard;
@@ -204,4 +205,28 @@ fn who_uses_more_than_there_is_for_one_is_ended() {
     };
     let why = "it used more than 20 processes, and was ended".to_owned();
     assert_eq!(outcome.ending, Ending::NoResult(why));
+}
+
+#[test]
+fn a_socket_is_for_its_own_user_only() {
+    let _peace = in_peace();
+    let place = Place::new();
+    let args = ["runner", "--socket", "socket", "--folder", "runner"];
+    let mut process = place.command(&args).spawn().unwrap();
+    let path = place.path("socket");
+    until("it listens", || path.exists());
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let mut head = [0; 4];
+    stream.read_exact(&mut head).unwrap();
+    let mut body = vec![0; length(head).unwrap()];
+    stream.read_exact(&mut body).unwrap();
+    let hello: Reply = serde_json::from_slice(&body).unwrap();
+    assert!(matches!(hello, Reply::Hello { .. }));
+    process.kill().unwrap();
+    process.wait().unwrap();
 }

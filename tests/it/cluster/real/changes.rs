@@ -266,3 +266,81 @@ async fn what_is_uninstalled_leaves_runs_and_holds_no_pod() {
     once(&client, &namespace, &counter, "run", 2).await;
     alone.unchanged();
 }
+
+/// What a process tries that must not work, and what it is; one line of JSON.
+const PROBE: &str = r#"
+import ctypes, json, os, socket
+def tried(act):
+    try:
+        act()
+        return "done"
+    except OSError as error:
+        return type(error).__name__
+libc = ctypes.CDLL(None, use_errno=True)
+def unshare():
+    if libc.unshare(0x10000000) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+token = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+inet = lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+print("[OUTPUT]" + json.dumps({
+    "uid": os.getuid(),
+    "token": tried(lambda: open(token)),
+    "inet": tried(inet),
+    "beside": tried(lambda: open("/run/apscli/x", "w")),
+    "own": tried(lambda: open("x", "w")),
+    "unshare": tried(unshare),
+}))
+"#;
+
+/// The operator's namespace is held to the standard `restricted`.
+#[tokio::test]
+#[ignore = "needs a cluster with real nodes and root: tests/cluster/with --nodes real"]
+async fn processes_are_carried_out_beside_the_operator() {
+    let client = client(KUBECONFIG).await;
+    let _alone = operator_alone().await;
+    let namespace = namespace(&client).await;
+    let chart = format!("{ROOT}/charts/apscli");
+    run(
+        "helm",
+        &[
+            "upgrade",
+            "apscli",
+            &chart,
+            "--namespace=apscli",
+            "--reuse-values",
+            &format!("--set=processes.namespaces={{{namespace}}}"),
+            "--wait",
+            "--timeout=3m",
+        ],
+    );
+    let probe = json!({"action": {"type": "cmd", "cmd": ["python3", "-c", PROBE]}});
+    let after =
+        json!({"prev_nodes": ["probe"], "action": {"type": "cmd", "cmd": "echo [OUTPUT]after"}});
+    let template = json!({"probe": probe, "after": after});
+    let spec = json!({"executor": "process", "template": template});
+    apply(&namespace, "processes", &spec);
+    let status = over(&client, &namespace, "processes").await;
+    assert_eq!(status.phase, Some(RunPhase::Succeeded), "{status:#?}");
+    assert!(
+        pods_of(&client, &namespace, "processes").await.is_empty(),
+        "a process has a pod"
+    );
+    let probe = entry(&status, "probe");
+    assert!(probe.sandbox.is_some() && probe.pod.is_none(), "{probe:#?}");
+    let said = probe
+        .output
+        .as_ref()
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let said: Value = serde_json::from_str(said).unwrap_or_default();
+    let expected = json!({
+        "uid": 65534,
+        "token": "FileNotFoundError",
+        "inet": "PermissionError",
+        "beside": "PermissionError",
+        "own": "done",
+        "unshare": "PermissionError",
+    });
+    assert_eq!(said, expected, "{probe:#?}");
+    assert_eq!(entry(&status, "after").output, Some(json!("after")));
+}

@@ -52,7 +52,7 @@ pub struct OperatorArgs {
     #[arg(long, value_name = "NAME", default_value = "apscli")]
     lease_name: String,
     /// Which part of the runs this operator takes, where several share them: its number, from 0, of how many.
-    /// Never change how many there are while any of the old ones works
+    /// Never change how many there are while any of the old ones works: nodes could be carried out twice
     #[arg(long, value_name = "I/N", default_value_t = Shard::WHOLE)]
     shard: Shard,
     /// This process's name in the Lease, to which a random suffix is added [default: the host's name]

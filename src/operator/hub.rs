@@ -3,7 +3,8 @@
 //! One task owns the table of live runs. It knows nothing of what a run does with its news. What
 //! no live run claims, it tends to itself: pods that are being deleted and whose run is over or
 //! gone get their finalizer taken off, pods that still run after their run is over are deleted, and
-//! so are runs that are past their time to live.
+//! so are runs that are past their time to live. A watch can miss that a pod is being deleted, and
+//! then nobody would let it go; so some time after runs have ended or gone, pods are looked through.
 //!
 //! Must not decide anything about a run, nor wait for the API server.
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, Preconditions, PropagationPolicy};
+use kube::api::{Api, DeleteParams, ListParams, Preconditions, PropagationPolicy};
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::runtime::watcher::Event;
@@ -43,6 +44,9 @@ const SILENCE: Duration = Duration::from_mins(1);
 /// What the hub needs to know before it works, as readiness names it.
 pub(super) const RUNS: &str = "the list of runs";
 pub(super) const PODS: &str = "the list of pods";
+
+/// How many pods are asked for at once.
+const PAGE: u32 = 500;
 
 /// How many runs that are no more are remembered.
 const REMEMBERED: usize = 1000;
@@ -75,6 +79,8 @@ pub(super) enum Incoming {
     Over(String, Option<Arc<WorkflowRun>>, UnboundedReceiver<News>),
     /// A run that a list did not have is gone indeed.
     Vanished(String),
+    /// Pods that are being deleted and have the finalizer.
+    Held(Vec<Pod>),
 }
 
 /// A run that exists.
@@ -126,6 +132,10 @@ pub(super) struct Hub {
     expiring: BTreeSet<Expiring>,
     /// The last runs that are no more: their pods may still be there.
     gone: VecDeque<String>,
+    /// When pods are looked through.
+    look_through: Option<Instant>,
+    /// Whether runs have ended or gone since that time was set: their pods may be deleted after it.
+    stirred: bool,
     lists: BTreeMap<Place, Lists>,
     done: UnboundedSender<Incoming>,
     pulse: Pulse,
@@ -183,6 +193,14 @@ fn is_too_old(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
         _ => false,
+    }
+}
+
+/// Waits until then, or for ever.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -244,6 +262,7 @@ impl Hub {
         places: usize,
     ) -> (Self, UnboundedReceiver<Incoming>) {
         let (done, finished) = unbounded_channel();
+        let resync = context.options.resync;
         let hub = Self {
             context,
             known: BTreeMap::new(),
@@ -251,6 +270,9 @@ impl Hub {
             over: BTreeMap::new(),
             expiring: BTreeSet::new(),
             gone: VecDeque::new(),
+            // What went while nobody worked is of no run that is known.
+            look_through: Some(Instant::now() + resync),
+            stirred: false,
             lists: (0..places).map(|place| (place, Lists::default())).collect(),
             done,
             pulse: health.pulse("the hub", SILENCE),
@@ -269,6 +291,7 @@ impl Hub {
         let mut beat = tokio::time::interval(SILENCE / 6);
         loop {
             let expires = self.expiring.first().map(|it| it.at);
+            let look_through = self.look_through;
             let news = tokio::select! {
                 news = incoming.next() => match news {
                     Some(news) => news,
@@ -279,13 +302,17 @@ impl Hub {
                     self.pulse.beat();
                     continue;
                 }
-                () = async {
-                    match expires {
-                        Some(at) => tokio::time::sleep_until(at).await,
-                        None => std::future::pending().await,
-                    }
-                } => {
+                () = at(expires) => {
                     self.expire();
+                    continue;
+                }
+                () = at(look_through) => {
+                    self.look_for_held();
+                    self.look_through = None;
+                    if self.stirred {
+                        self.stir();
+                        self.stirred = false;
+                    }
                     continue;
                 }
             };
@@ -293,6 +320,15 @@ impl Hub {
                 Incoming::Run(place, event) => self.on_run(place, event),
                 Incoming::Pod(place, event) => self.on_pod(place, event),
                 Incoming::Vanished(uid) => self.run_gone(&uid),
+                Incoming::Held(pods) => {
+                    for pod in pods {
+                        let uid = pod.labels().get(LABEL_RUN_UID);
+                        // A live run asks for its pods itself.
+                        if uid.is_some_and(|uid| !self.live.contains_key(uid)) {
+                            self.strip_unclaimed(&pod);
+                        }
+                    }
+                }
                 Incoming::Over(uid, run, mut unread) => {
                     self.live.remove(&uid);
                     if let Some(run) = run.filter(|_| self.known.contains_key(&uid)) {
@@ -449,6 +485,7 @@ impl Hub {
         if let Some(Some(expiring)) = self.over.remove(uid) {
             self.expiring.remove(&expiring);
         }
+        self.stir();
         self.gone.push_back(uid.to_owned());
         if self.gone.len() > REMEMBERED {
             self.gone.pop_front();
@@ -558,6 +595,53 @@ impl Hub {
         });
     }
 
+    /// Pods may be deleted that no live run asks for.
+    fn stir(&mut self) {
+        let resync = self.context.options.resync;
+        self.look_through
+            .get_or_insert_with(|| Instant::now() + resync);
+        self.stirred = true;
+    }
+
+    /// Asks for all pods of this operator's runs, in pages, and of each for its metadata only.
+    fn look_for_held(&self) {
+        let (context, done) = (Arc::clone(&self.context), self.done.clone());
+        tokio::spawn(async move {
+            let options = &context.options;
+            let first = ListParams::default()
+                .labels(&super::pod_labels(options))
+                .limit(PAGE);
+            for pods in super::apis::<Pod>(&context.client, &options.scope) {
+                let (mut params, mut tries) = (first.clone(), 0);
+                loop {
+                    let page = match pods.list_metadata(&params).await {
+                        Ok(page) => page,
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot look through the pods yet");
+                            tokio::time::sleep(apply::pause(tries)).await;
+                            // The rest of a list is kept for some minutes only.
+                            (params, tries) = (first.clone(), tries + 1);
+                            continue;
+                        }
+                    };
+                    let held = page.items.into_iter().filter(|pod| {
+                        pod.metadata.deletion_timestamp.is_some()
+                            && pod.finalizers().iter().any(|it| it == FINALIZER)
+                    });
+                    let held = held.map(|pod| Pod {
+                        metadata: pod.metadata,
+                        ..Pod::default()
+                    });
+                    let _ = done.send(Incoming::Held(held.collect()));
+                    match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                        Some(token) => params = first.clone().continue_token(&token),
+                        None => break,
+                    }
+                }
+            }
+        });
+    }
+
     fn is_over(&mut self, uid: String, run: &WorkflowRun) {
         let ttl = run.spec.ttl_seconds_after_finished;
         let ttl = ttl.map(|seconds| Duration::from_secs(u64::from(seconds)));
@@ -576,6 +660,7 @@ impl Hub {
                 name: run.name_any(),
             }
         });
+        self.stir();
         if let Some(Some(old)) = self.over.insert(uid, expiring.clone()) {
             self.expiring.remove(&old);
         }

@@ -161,10 +161,7 @@ async fn work_with(
         // A run by FQSN that is looked at before the catalogue is known would only say so.
         context.shelves.ready().await;
         let shard = context.options.shard;
-        let mut labels = format!("{LABEL_MANAGED_BY}={MANAGED_BY}");
-        if let Some(buckets) = shard.selector() {
-            labels = format!("{labels},{buckets}");
-        }
+        let labels = pod_labels(&context.options);
         let mut incoming = SelectAll::new();
         let runs = apis(&client, &context.options.scope);
         let places = runs.len();
@@ -197,6 +194,15 @@ fn is_ours<K: Resource>(shard: Shard, event: &Event<K>) -> bool {
             uid.is_some_and(|uid| shard.has(uid))
         }
         Event::Init | Event::InitDone => true,
+    }
+}
+
+/// What the pods of this operator's runs bear, as a label selector.
+fn pod_labels(options: &Options) -> String {
+    let ours = format!("{LABEL_MANAGED_BY}={MANAGED_BY}");
+    match options.shard.selector() {
+        Some(buckets) => format!("{ours},{buckets}"),
+        None => ours,
     }
 }
 

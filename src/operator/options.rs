@@ -20,7 +20,7 @@ pub struct Options {
     pub shared_namespace: String,
     /// The Lease by which replicas agree on one that works; none where there is one replica only.
     pub election: Option<Election>,
-    /// Which of the runs there are this operator's.
+    /// Which part of the runs is this operator's.
     pub shard: Shard,
     /// The image of nodes that name none.
     pub node_image: String,
@@ -104,7 +104,7 @@ pub enum Scope {
 
 /// One of several operators that share the runs of a cluster, each with a Lease of its own. Runs
 /// fall into [`BUCKETS`] by their UID, and buckets to shards in turn, so nobody has to hand them
-/// out. The first shard also keeps the catalogue.
+/// out. Each knows the whole catalogue; what is wrong with it is said by the first alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     index: u8,
@@ -115,7 +115,7 @@ impl Shard {
     /// The only one: all runs are its own.
     pub const WHOLE: Self = Self { index: 0, count: 1 };
 
-    /// Whether it says in its statuses what is wrong with a service.
+    /// Whether it is the one that writes the statuses of services, and events on catalogues.
     #[must_use]
     pub fn is_first(self) -> bool {
         self.index == 0

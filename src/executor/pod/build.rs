@@ -186,7 +186,7 @@ pub fn pod_name(run_uid: &str, node: &NodeName, attempt: Attempt) -> String {
 /// Into how many buckets runs fall: the most shards that there can be.
 pub const BUCKETS: u8 = 64;
 
-/// The bucket of a run, from 0. For ever the same: the pods of older versions bear it.
+/// The bucket of a run, from 0. For ever the same: pods that are there bear it.
 #[must_use]
 pub fn bucket(run_uid: &str) -> u8 {
     let hash = Sha256::digest(run_uid);
@@ -648,6 +648,12 @@ mod tests {
     fn work(pod: &Pod) -> Work {
         let env = pod.spec.as_ref().unwrap().containers[0].env.as_ref();
         Work::from_json(env.unwrap()[0].value.as_ref().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_bucket_is_for_ever() {
+        assert_eq!(bucket("00000000-0000-0000-0000-000000000000"), 18);
+        assert_eq!(bucket(""), 0xe3 % BUCKETS);
     }
 
     #[test]

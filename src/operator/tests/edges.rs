@@ -100,6 +100,52 @@ async fn what_is_wrong_with_a_run_is_said_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shard_has_nothing_to_do_with_the_runs_of_another() {
+    let fake = Fake::new();
+    let shard = "1/2".parse().unwrap();
+    operate(&fake, Options { shard, ..options() });
+    passes(1).await;
+    fake.calls();
+    fake.put(
+        "services",
+        json!({"metadata": {"name": "s"}, "spec": {"fqsn": "some.service", "versions": [
+        {"version": "1.0", "template": {"a": node(&[])}}]}}),
+    );
+    silence(&fake).await;
+    let mut own = 0;
+    for nth in 0..20 {
+        let mut wanted = run_of(&json!({"a": node(&[])}));
+        wanted["metadata"]["name"] = json!(format!("r{nth}"));
+        let made = fake.put("workflowruns", wanted);
+        passes(1).await;
+        let uid = made["metadata"]["uid"].as_str().unwrap();
+        if shard.has(uid) {
+            own += 1;
+            let calls = fake.calls();
+            assert!(calls.contains(&"create pod a/1".to_owned()), "{calls:#?}");
+            continue;
+        }
+        let bucket = crate::executor::pod::build::bucket(uid).to_string();
+        fake.put(
+            "pods",
+            json!({"metadata": {
+                "name": format!("p{nth}"),
+                "finalizers": ["apscli.dev/result"],
+                "deletionTimestamp": "2026-01-01T00:00:00Z",
+                "labels": {
+                    "app.kubernetes.io/managed-by": "apscli",
+                    "apscli.dev/run-uid": uid,
+                    "apscli.dev/bucket": bucket,
+                },
+            }}),
+        );
+        passes(1).await;
+        assert_eq!(fake.calls(), [""; 0], "for a run of another shard");
+    }
+    assert!((1..20).contains(&own), "{own}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_missing_is_found_when_it_comes() {
     let fake = started().await;
     fake.put("workflowruns", run(&json!({"fqsn": "some.service"})));

@@ -61,9 +61,13 @@ struct Rule {
     act: Act,
 }
 
+/// The line of a look through all pods.
+const LOOK: &str = "look through pods";
+
 struct Watcher {
     resource: String,
     namespace: Option<String>,
+    selector: String,
     seen: usize,
     stream: mpsc::UnboundedSender<Value>,
 }
@@ -151,9 +155,20 @@ impl Fake {
         (Client::new(service, "default"), process)
     }
 
-    /// What was called since the last time, watches left out.
+    /// What was called since the last time, watches left out, and looks through all pods, which
+    /// nothing is done for and which come in their own time.
     pub fn calls(&self) -> Vec<String> {
-        std::mem::take(&mut self.state().calls)
+        let mut calls = std::mem::take(&mut self.state().calls);
+        calls.retain(|call| call != LOOK);
+        calls
+    }
+
+    /// How often all pods were looked through since anything was called for the last time.
+    pub fn looks(&self) -> usize {
+        let mut state = self.state();
+        let before = state.calls.len();
+        state.calls.retain(|call| call != LOOK);
+        before - state.calls.len()
     }
 
     /// The next `times` calls whose line begins so are treated so.
@@ -668,6 +683,7 @@ impl Fake {
         state.watchers.push(Watcher {
             resource: call.resource.clone(),
             namespace: call.namespace.clone(),
+            selector: call.query("labelSelector").unwrap_or_default().to_owned(),
             seen,
             stream,
         });
@@ -700,6 +716,32 @@ impl Fake {
 }
 
 type Refused = (u16, &'static str, String);
+
+/// Whether a label selector is true of an object: `name`, `name=value` and `name in (…)`.
+fn selects(selector: &str, object: &Value) -> bool {
+    let labels = &object["metadata"]["labels"];
+    let mut rest = selector;
+    while !rest.is_empty() {
+        let (term, after) = match rest.find(['(', ',']) {
+            Some(at) if rest[at..].starts_with('(') => rest.split_once(')').unwrap(),
+            Some(at) => rest.split_at(at),
+            None => (rest, ""),
+        };
+        rest = after.trim_start_matches(',');
+        let holds = if let Some((name, values)) = term.split_once(" in (") {
+            let value = labels[name].as_str();
+            values.split(',').any(|one| value == Some(one))
+        } else if let Some((name, value)) = term.split_once('=') {
+            labels[name].as_str() == Some(value)
+        } else {
+            labels.get(term).is_some()
+        };
+        if !holds {
+            return false;
+        }
+    }
+    true
+}
 
 /// The attempt that a pod is of, such as `a/1`.
 fn of(pod: &Value) -> String {
@@ -753,6 +795,7 @@ impl State {
                 )
             }
             ("POST", ..) => format!("create {resource}"),
+            ("GET", "pods", _) if call.name.is_empty() && call.metadata_only => LOOK.to_owned(),
             ("GET", ..) if call.name.is_empty() => format!("list {resource}"),
             (method, ..) => format!("{} {resource} {}", method.to_lowercase(), call.name),
         }
@@ -791,7 +834,7 @@ impl State {
                         .namespace
                         .as_ref()
                         .is_none_or(|it| *it == change.namespace);
-                if concerns {
+                if concerns && selects(&watcher.selector, &change.object) {
                     let event = json!({"type": change.kind, "object": change.object});
                     let _ = watcher.stream.unbounded_send(event);
                 }
@@ -811,15 +854,7 @@ impl State {
 
     fn list(&self, call: &Call) -> Value {
         let selector = call.query("labelSelector").unwrap_or_default();
-        let wanted = |object: &&Value| {
-            selector.split(',').filter(|it| !it.is_empty()).all(|term| {
-                let labels = &object["metadata"]["labels"];
-                match term.split_once('=') {
-                    Some((name, value)) => labels[name].as_str() == Some(value),
-                    None => labels.get(term).is_some(),
-                }
-            })
-        };
+        let wanted = |object: &&Value| selects(selector, object);
         let objects = self.objects.iter().filter(|(key, _)| {
             key.0 == call.resource && call.namespace.as_ref().is_none_or(|it| *it == key.1)
         });
@@ -1050,6 +1085,8 @@ struct Call {
     subresource: Option<String>,
     query: Vec<(String, String)>,
     watch: bool,
+    /// Only the metadata of objects are asked for.
+    metadata_only: bool,
     body: Value,
 }
 
@@ -1074,13 +1111,18 @@ impl Call {
             .filter_map(|pair| pair.split_once('='))
             .map(|(name, value)| {
                 let value = value
+                    .replace('+', " ")
+                    .replace("%28", "(")
+                    .replace("%29", ")")
                     .replace("%2F", "/")
                     .replace("%3D", "=")
                     .replace("%2C", ",");
                 (name.to_owned(), value)
             })
             .collect();
+        let accepted = head.headers.get("accept").and_then(|it| it.to_str().ok());
         Self {
+            metadata_only: accepted.is_some_and(|it| it.contains("PartialObjectMetadata")),
             method: head.method,
             resource: part(0).unwrap(),
             namespace,

@@ -660,6 +660,31 @@ async fn an_end_that_the_watch_never_told_is_found_in_a_new_list() {
     silence(&fake).await;
 }
 
+/// Its run is gone, so nobody asks for it either: it stayed for ever.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_the_watch_never_told_is_found_in_time() {
+    let fake = started().await;
+    fake.kubelet(|_| ok());
+    fake.put("workflowruns", one());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    fake.calls();
+    fake.hold_watch("pods");
+    fake.delete("workflowruns", "r");
+    fake.collect_garbage();
+    silence(&fake).await;
+    assert_eq!(fake.count("pods"), 1);
+    passes(1000).await;
+    assert_eq!(fake.calls(), ["strip pod a/1"]);
+    assert_eq!(fake.count("pods"), 0);
+    // Once more, for what was deleted later; then there is no need.
+    passes(2000).await;
+    fake.looks();
+    passes(5000).await;
+    assert_eq!(fake.looks(), 0);
+    assert_eq!(fake.calls(), [""; 0]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_end_without_a_whole_result_is_an_error() {
     let whole = crate::executor::frame::encode(&crate::engine::event::Outcome::silent(ok()), 4096);

@@ -205,9 +205,7 @@ impl Python {
         std::env::split_paths(&path)
             .map(|entry| entry.join("python3"))
             .find(|candidate| candidate.is_file())
-            .ok_or_else(|| {
-                "there is no python3 in the PATH; api nodes need one (or --python)".to_owned()
-            })
+            .ok_or_else(|| "there is no python3 in the PATH; api nodes need one".to_owned())
     }
 }
 

@@ -290,7 +290,8 @@ pub fn message(
     }
     if let Some(first) = waiting.first() {
         let why = facts(*first).unwrap_or_default();
-        parts.push(format!("{} waits: {why}", list(&waiting)));
+        let verb = if waiting.len() == 1 { "waits" } else { "wait" };
+        parts.push(format!("{} {verb}: {why}", list(&waiting)));
     }
     if !going.is_empty() {
         parts.push(format!("running {}", list(&going)));

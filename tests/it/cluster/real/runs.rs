@@ -187,7 +187,7 @@ fn recorded(lines: &[String]) -> String {
         if key.last().is_some_and(|progress| progress == "1/4") {
             words.truncate(key.len() + 1);
             words.push("…".to_owned());
-        } else if line.contains(" waits: ") {
+        } else if line.contains(" waits: ") || line.contains(" wait: ") {
             continue;
         }
         let line = words.join(" ");

@@ -521,6 +521,11 @@ impl Recorded {
             let record: Record<'_> = serde_json::from_slice(line)
                 .map_err(|error| unreadable(format!("this record cannot be read: {error}")))?;
             let event = record.event(graph).map_err(unreadable)?;
+            if state.started_at().is_none() && !matches!(event, Event::RunStarted { .. }) {
+                let message =
+                    "this record cannot follow those before it: none says that the run has begun";
+                return Err(unreadable(message.to_owned()));
+            }
             state.fold(graph, &event).map_err(|error| {
                 unreadable(format!(
                     "this record cannot follow those before it: {error}"
@@ -699,6 +704,20 @@ mod tests {
             assert!(error.contains(":1: this is no journal"), "{error}");
             assert_eq!(std::fs::read(path(dir.path())).unwrap(), bytes[..cut]);
         }
+    }
+
+    /// It waited for ever, as a run that has not begun has nothing to do.
+    #[test]
+    fn a_journal_without_its_runs_beginning_is_no_run() {
+        let (dir, graph) = (tempfile::tempdir().unwrap(), graph());
+        let (bytes, ends) = written(dir.path(), &graph);
+        let without = [&bytes[..ends[0]], &bytes[ends[1]..]].concat();
+        std::fs::write(path(dir.path()), without).unwrap();
+        let (_journal, _, recorded) = Journal::open(dir.path()).unwrap();
+        let error = recorded.fold(&graph).unwrap_err().to_string();
+        let wanted =
+            ":2: this record cannot follow those before it: none says that the run has begun";
+        assert!(error.ends_with(wanted), "{error}");
     }
 
     #[test]

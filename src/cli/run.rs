@@ -46,7 +46,7 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     /// The template to run
-    #[arg(long, value_name = "FILE", conflicts_with = "fqsn", required_unless_present_any = ["fqsn", "resume"])]
+    #[arg(long, value_name = "FILE", alias = "wf_template", conflicts_with = "fqsn", required_unless_present_any = ["fqsn", "resume"])]
     template: Option<PathBuf>,
     /// The service to run, as `oracle.peo.cloud.vm_allocation`
     #[arg(long)]

@@ -242,6 +242,11 @@ fn is_of(pod: &Pod, run_uid: &str) -> bool {
         && pod.finalizers().iter().any(|it| it == FINALIZER)
 }
 
+/// Whether a pod is being deleted and waits for our finalizer to come off.
+fn is_held(pod: &impl ResourceExt) -> bool {
+    pod.meta().deletion_timestamp.is_some() && pod.finalizers().iter().any(|it| it == FINALIZER)
+}
+
 /// Whether the action of a pod is over. A kubelet says so of the container first, and of the pod's
 /// phase some time later.
 fn has_ended(pod: &Pod) -> bool {
@@ -577,8 +582,7 @@ impl Hub {
     /// A pod that is being deleted and that no live run claims: the run's end is on record, or
     /// the run is gone.
     fn strip_unclaimed(&self, pod: &Pod) {
-        let held = pod.finalizers().iter().any(|it| it == FINALIZER);
-        if !held || pod.metadata.deletion_timestamp.is_none() {
+        if !is_held(pod) {
             return;
         }
         let uid = pod.labels().get(LABEL_RUN_UID).cloned().unwrap_or_default();
@@ -624,10 +628,7 @@ impl Hub {
                             continue;
                         }
                     };
-                    let held = page.items.into_iter().filter(|pod| {
-                        pod.metadata.deletion_timestamp.is_some()
-                            && pod.finalizers().iter().any(|it| it == FINALIZER)
-                    });
+                    let held = page.items.into_iter().filter(is_held);
                     let held = held.map(|pod| Pod {
                         metadata: pod.metadata,
                         ..Pod::default()

@@ -116,6 +116,24 @@ fn diamond() -> Value {
     json!({"a": node(&[]), "b": node(&["a"]), "c": node(&["a"]), "d": node(&["b", "c"])})
 }
 
+/// 20 layers of 50, each node with three predecessors in the layer before.
+fn layers() -> Value {
+    let mut template = serde_json::Map::new();
+    for layer in 0..20 {
+        for at in 0..50_usize {
+            let prev: Vec<String> = match layer {
+                0 => Vec::new(),
+                _ => (0..3)
+                    .map(|it| format!("n{}x{}", layer - 1, (at + it) % 50))
+                    .collect(),
+            };
+            let prev: Vec<&str> = prev.iter().map(String::as_str).collect();
+            template.insert(format!("n{layer}x{at}"), node(&prev));
+        }
+    }
+    Value::Object(template)
+}
+
 /// The run `r` with these members in its spec.
 fn run(spec: &Value) -> Value {
     json!({"apiVersion": "apscli.dev/v1alpha1", "kind": "WorkflowRun",
@@ -269,21 +287,7 @@ async fn a_quick_diamond_takes_three_writes_a_node_at_most() {
 async fn a_large_run_takes_little_more_than_one_write_a_node() {
     let fake = started().await;
     fake.kubelet(well);
-    // 20 layers of 50.
-    let mut template = serde_json::Map::new();
-    for layer in 0..20 {
-        for at in 0..50_usize {
-            let prev: Vec<String> = match layer {
-                0 => Vec::new(),
-                _ => (0..3)
-                    .map(|it| format!("n{}x{}", layer - 1, (at + it) % 50))
-                    .collect(),
-            };
-            let prev: Vec<&str> = prev.iter().map(String::as_str).collect();
-            template.insert(format!("n{layer}x{at}"), node(&prev));
-        }
-    }
-    fake.put("workflowruns", run_of(&Value::Object(template)));
+    fake.put("workflowruns", run_of(&layers()));
     passes(60).await;
     assert_eq!(phase(&fake), "Succeeded");
     assert_eq!(fake.run()["status"]["progress"], "1000/1000");

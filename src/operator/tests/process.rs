@@ -236,20 +236,7 @@ async fn two_hundred_processes_take_a_handful_of_writes() {
 #[tokio::test(start_paused = true)]
 async fn a_thousand_in_layers_take_a_few_writes_a_layer() {
     let (fake, seen, _process) = begun(all_well).await;
-    let mut template = serde_json::Map::new();
-    for layer in 0..20 {
-        for at in 0..50_usize {
-            let prev: Vec<String> = match layer {
-                0 => Vec::new(),
-                _ => (0..3)
-                    .map(|it| format!("n{}x{}", layer - 1, (at + it) % 50))
-                    .collect(),
-            };
-            let prev: Vec<&str> = prev.iter().map(String::as_str).collect();
-            template.insert(format!("n{layer}x{at}"), node(&prev));
-        }
-    }
-    fake.put("workflowruns", processes(&Value::Object(template)));
+    fake.put("workflowruns", processes(&layers()));
     passes(60).await;
     let calls = fake.calls();
     assert_eq!(phase(&fake), "Succeeded");

@@ -13,29 +13,24 @@
 //! for all of them. A program and no timed test: on a shared machine only ratios say anything,
 //! and a slow one is no fault to stop for.
 
-use std::collections::VecDeque;
 use std::error::Error;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
-use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use apscli::engine::event::{Ending, Event, Outcome};
-use apscli::engine::graph::Graph;
-use apscli::engine::name::NodeName;
-use apscli::engine::spec::{Action, Cmd, EnvText, Node, Placed, Spec};
-use apscli::engine::state::RunState;
-use apscli::engine::step::{Decision, Limits, step};
-use apscli::value::{Place, Value};
-use jiff::Timestamp;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value as Json, json};
+
+#[path = "instant.rs"]
+mod instant;
+
+use instant::{Shape, play};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -478,74 +473,6 @@ fn chain(folder: &Path, n: usize) -> Result<()> {
 
 // ── The engine alone ────────────────────────────────────────────────────────────────────────
 
-/// The predecessors of each node.
-#[derive(Clone, Copy)]
-enum Shape {
-    Fan,
-    Chain,
-    /// Layers of 100, each node with three predecessors in the layer before.
-    Layers,
-}
-
-impl Shape {
-    const ALL: [Self; 3] = [Self::Fan, Self::Chain, Self::Layers];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Fan => "fan",
-            Self::Chain => "chain",
-            Self::Layers => "layers of 100, 3 predecessors each",
-        }
-    }
-
-    fn prev(self, node: usize) -> Vec<usize> {
-        const WIDTH: usize = 100;
-        match self {
-            Self::Fan => Vec::new(),
-            Self::Chain => node.checked_sub(1).into_iter().collect(),
-            Self::Layers => match (node / WIDTH).checked_sub(1) {
-                Some(layer) => [0, 1, 7]
-                    .map(|step| layer * WIDTH + (node + step) % WIDTH)
-                    .to_vec(),
-                None => Vec::new(),
-            },
-        }
-    }
-
-    fn spec(self, n: usize) -> Result<Spec> {
-        let name = |node: usize| -> Result<NodeName> { Ok(format!("n{node}").parse()?) };
-        let mut nodes = Vec::with_capacity(n);
-        for node in 0..n {
-            let mut prev_nodes = Vec::new();
-            for prev in self.prev(node) {
-                prev_nodes.push(Placed {
-                    at: Place::NONE,
-                    it: name(prev)?,
-                });
-            }
-            nodes.push(Node {
-                name: name(node)?,
-                at: Place::NONE,
-                id: None,
-                prev_nodes,
-                action: Action::Cmd(Cmd {
-                    program: EnvText::literal(PROGRAM),
-                    args: Vec::new(),
-                    env: Vec::new(),
-                }),
-                action_shown: Value::Null,
-                param: Vec::new(),
-                decision_expr: None,
-                timeout: None,
-            });
-        }
-        Ok(Spec {
-            nodes,
-            decision_expr: None,
-        })
-    }
-}
-
 /// With this word the bench runs itself to play one run.
 const INSTANT: &str = "instant";
 
@@ -563,52 +490,14 @@ fn instant_apart(shape: Shape, n: usize) -> Result<Duration> {
     Ok(Duration::try_from_secs_f64(seconds)?)
 }
 
-/// Proves the spec and runs it, every node over at once. The ends come in one by one and each is
-/// answered before the next, which is the most that a driver can ask of the engine.
+/// The seconds that the engine takes for a run of this shape.
 fn instant(shape: &str, n: usize) -> Result<Duration> {
-    const SLOTS: Option<NonZeroUsize> = NonZeroUsize::new(64);
     let mut shapes = Shape::ALL.into_iter();
     let shape = shapes.find(|known| known.name() == shape);
     let spec = shape.ok_or("there is no such shape")?.spec(n)?;
-    let at = Timestamp::UNIX_EPOCH;
-    let limits = Limits {
-        parallelism: SLOTS,
-        ..Limits::default()
-    };
     let start = Instant::now();
-    let graph = Graph::build(spec).map_err(|errors| format!("{errors:?}"))?;
-    let mut state = RunState::new(&graph);
-    state.fold(&graph, &Event::RunStarted { at })?;
-    let mut running = VecDeque::new();
-    let verdict = loop {
-        let next = step(&graph, &state, &limits, at);
-        if let Some(verdict) = next.verdict {
-            break verdict;
-        }
-        for decision in next.decisions {
-            state.fold(&graph, &decision.event(at))?;
-            if let Decision::Start { node, attempt } = decision {
-                running.push_back((node, attempt));
-            }
-        }
-        let (node, attempt) = running.pop_front().ok_or("the run came to a stop")?;
-        let outcome = Outcome::silent(Ending::Exited(0));
-        state.fold(
-            &graph,
-            &Event::Ended {
-                node,
-                attempt,
-                outcome,
-                at,
-            },
-        )?;
-    };
-    let took = start.elapsed();
-    if verdict.return_code == 1 {
-        Ok(took)
-    } else {
-        Err("a run of instant nodes failed".into())
-    }
+    play(spec)?;
+    Ok(start.elapsed())
 }
 
 fn engine() -> Result<()> {

@@ -10,6 +10,7 @@
     reason = "in tests a panic is the report"
 )]
 
+mod allocations;
 mod api;
 mod bad_input;
 mod catalogue;
@@ -20,6 +21,8 @@ mod example;
 mod faults;
 mod fence;
 mod fuzz;
+#[path = "../bench/instant.rs"]
+mod instant;
 mod journal;
 mod laws;
 mod layers;

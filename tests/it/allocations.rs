@@ -1,0 +1,79 @@
+//! What the engine allocates, counted: a gate that hangs on no machine and no clock. What it takes
+//! of time is measured by `tests/bench/local.rs`.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use crate::instant::{Shape, play};
+
+/// Counts what the thread that asks has allocated.
+struct Counting;
+
+thread_local! {
+    /// Allocations, and their bytes.
+    static TAKEN: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
+
+fn count(bytes: usize) {
+    // A thread that ends frees and allocates without its variables.
+    let _ = TAKEN.try_with(|taken| {
+        let (times, sum) = taken.get();
+        taken.set((times + 1, sum + bytes as u64));
+    });
+}
+
+// SAFETY: everything is handed on to the system's allocator as it came; counting touches nothing of it.
+#[allow(unsafe_code, reason = "an allocator cannot be had without")]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: as promised by who calls.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: likewise.
+        unsafe { System.dealloc(at, layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size);
+        // SAFETY: likewise.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations and bytes for each node of a run of instant nodes, from its spec to its verdict.
+fn taken(shape: Shape, nodes: u32) -> (f64, f64) {
+    let spec = shape.spec(nodes as usize).unwrap();
+    let before = TAKEN.get();
+    play(spec).unwrap();
+    let after = TAKEN.get();
+    let per_node = |before: u64, after: u64| {
+        f64::from(u32::try_from(after - before).unwrap()) / f64::from(nodes)
+    };
+    (per_node(before.0, after.0), per_node(before.1, after.1))
+}
+
+/// Limits are a tenth above what was counted when they were set.
+#[test]
+fn a_node_takes_few_allocations_however_large_the_run() {
+    let mut wrong = Vec::new();
+    // Of a fan, a chain, layers.
+    let limits = [(2.2, 450.0), (2.2, 455.0), (2.2, 490.0)];
+    for (shape, (most, most_bytes)) in Shape::ALL.into_iter().zip(limits) {
+        let (few, _) = taken(shape, 1_000);
+        let (times, bytes) = taken(shape, 10_000);
+        let name = shape.name();
+        println!("{name}: {times:.2} allocations and {bytes:.0} bytes a node; {few:.2} of 1,000");
+        if times > most || bytes > most_bytes || times > 1.05 * few {
+            wrong.push(format!(
+                "{name}: {times:.2} allocations [{most}], {bytes:.0} bytes [{most_bytes}] a node; {few:.2} in a run of 1,000"
+            ));
+        }
+    }
+    assert_eq!(wrong, [""; 0]);
+}

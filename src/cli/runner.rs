@@ -36,7 +36,7 @@ pub struct RunnerArgs {
     /// The socket on which the operator is served [default: the connection is standard input]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// A folder of its own, for scripts, logs and the folders of nodes; best a tmpfs of limited size
+    /// A folder of its own, in which `scripts`, `logs` and `nodes` come and go; best a tmpfs of limited size
     #[arg(long, value_name = "DIR")]
     folder: PathBuf,
     /// Most processes of nodes at once; fewer where their memory has no room [default: cores]
@@ -62,7 +62,7 @@ pub struct RunnerArgs {
     longest: Duration,
 }
 
-/// Serves until it is ended; of standard input, one connection.
+/// Serves until it is ended; of standard input, one connection, after which its folder is cleared.
 pub(super) fn runner(_: &Context, args: &RunnerArgs) -> Result<ExitCode, Failure> {
     // What runs in the fence is of the same user.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -73,7 +73,10 @@ pub(super) fn runner(_: &Context, args: &RunnerArgs) -> Result<ExitCode, Failure
     end_on_signals()?;
     let Some(path) = &args.socket else {
         let stream = rustix::stdio::stdin().try_clone_to_owned()?;
-        serve::serve(UnixStream::from(stream), &options)?;
+        let served = serve::serve(UnixStream::from(stream), &options);
+        // Whoever started this may be gone without a word.
+        serve::clear(&options.folder);
+        served?;
         return Ok(ExitCode::SUCCESS);
     };
     let listener = listen(path)?;

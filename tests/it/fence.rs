@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::net::{TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -18,15 +19,16 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::{Value, json};
 
+use crate::hostile::{
+    APART, PROBE, Probe, SWARM, Targets, WITHOUT, all_ended, all_said, node, nodes_of,
+    nodes_of_wastes, probes, reason, said, wastes,
+};
 use crate::program::{Done, PYTHON, Place, finish, lives, signal, until};
 
 /// Who has no rights.
 const NOBODY: u32 = 65534;
 /// The extension module, beside the program.
 const EXTENSION: &str = "libapscli_python.so";
-
-const PROBE: &str = include_str!("../data/hostile/probe.py");
-const WITHOUT: &str = include_str!("../data/hostile/without.py");
 
 /// The kernel counts the processes of a user: who uses them up is alone.
 static PROCESSES: RwLock<()> = RwLock::new(());
@@ -37,13 +39,13 @@ pub fn in_peace() -> RwLockReadGuard<'static, ()> {
 }
 
 /// A folder that an unprivileged user works in, with the program.
-struct Yard {
-    place: Place,
-    program: PathBuf,
+pub struct Yard {
+    pub place: Place,
+    pub program: PathBuf,
 }
 
 /// Makes a program as the user without rights, where the test itself is root.
-fn demote(command: &mut Command) -> &mut Command {
+pub fn demote(command: &mut Command) -> &mut Command {
     if geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }
@@ -51,7 +53,7 @@ fn demote(command: &mut Command) -> &mut Command {
 }
 
 /// Gives a path to the user without rights.
-fn own(path: &Path) {
+pub fn own(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     if geteuid().is_root() {
         chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
@@ -59,7 +61,7 @@ fn own(path: &Path) {
 }
 
 impl Yard {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let place = Place::new();
         let built = Path::new(env!("CARGO_BIN_EXE_apscli"));
         let program = place.path("bin/apscli");
@@ -72,7 +74,9 @@ impl Yard {
             }
         }
         place.write("probe.py", PROBE);
+        fs::set_permissions(place.path("probe.py"), fs::Permissions::from_mode(0o755)).unwrap();
         place.write("without.py", WITHOUT);
+        place.write("apart.py", APART);
         let yard = Self { place, program };
         own(yard.place.dir.path());
         yard
@@ -94,7 +98,10 @@ impl Yard {
             .env("HOME", self.place.dir.path())
             .env("CANARY", "a secret of whoever runs it")
             .stdin(Stdio::null());
-        demote(&mut command);
+        // This one gives up its rights itself, once it has made a network of its own.
+        if !before.contains(&"apart.py") {
+            demote(&mut command);
+        }
         command
     }
 
@@ -176,37 +183,11 @@ impl Drop for Yard {
     }
 }
 
-fn node(form: &str, words: &[&str]) -> Value {
-    if form == "cmd" {
-        let mut all = vec!["python3", "${PROBES}/probe.py"];
-        all.extend(words);
-        return json!({"action": {"type": "cmd", "cmd": all}});
-    }
-    let mut param = json!({"name": words[0]});
-    if let Some(argument) = words.get(1) {
-        param["argument"] = json!(argument);
-    }
-    let action = json!({"type": "api", "module": "probe", "function": "probe", "path": ["."]});
-    json!({"action": action, "param": param})
-}
-
-/// The template with the folder of the probes put in.
-fn nodes(yard: &Yard, form: &str, all: &[&[&str]]) -> BTreeMap<String, Value> {
-    let folder = yard.place.dir.path().display().to_string();
-    let pairs = all.iter().map(|words| {
-        let text = node(form, words).to_string().replace("${PROBES}", &folder);
-        (words[0].to_owned(), serde_json::from_str(&text).unwrap())
-    });
-    pairs.collect()
-}
-
-/// What each probe said.
-fn said(output: &Value, name: &str) -> String {
-    let it = &output[name];
-    match it["result"]["output"].as_str() {
-        Some(text) => text.to_owned(),
-        None => panic!("{name} said nothing: {it}"),
-    }
+/// A template of nodes that try these, each with its argument, named as they are.
+fn nodes(form: &str, all: &[(&str, Option<&str>)]) -> BTreeMap<String, Value> {
+    let named =
+        |(name, argument): &(&str, Option<&str>)| ((*name).to_owned(), node(form, name, *argument));
+    all.iter().map(named).collect()
 }
 
 /// Somebody else of the same user, with a secret in the environment.
@@ -231,129 +212,149 @@ impl Drop for Victim {
     }
 }
 
+/// Whom and what the probes are tried on.
+struct Prey {
+    targets: Targets,
+    victim: Victim,
+    tcp: TcpListener,
+    udp: UdpSocket,
+    _unix: [UnixListener; 2],
+    _elsewhere: Place,
+}
+
+impl Prey {
+    fn new() -> Self {
+        let victim = Victim::new();
+        // Beside the template's folder, which may be read.
+        let elsewhere = Place::new();
+        own(elsewhere.dir.path());
+        let secret = elsewhere.write("outside/token", "secret");
+        own(&secret);
+        own(secret.parent().unwrap());
+        let secret = secret.display().to_string();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let path = elsewhere.path("socket");
+        let unix = UnixListener::bind(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        let no_file = format!("apscli-test-{}", victim.pid());
+        let address = SocketAddr::from_abstract_name(&no_file).unwrap();
+        let unnamed = UnixListener::bind_addr(&address).unwrap();
+        let targets = Targets {
+            no_file,
+            pid: victim.pid(),
+            written: secret.replace("token", "written"),
+            moved: secret.replace("token", "moved"),
+            secret,
+            tcp: tcp.local_addr().unwrap().to_string(),
+            udp: udp.local_addr().unwrap().to_string(),
+            unix: path.display().to_string(),
+        };
+        Self {
+            targets,
+            victim,
+            tcp,
+            udp,
+            _unix: [unix, unnamed],
+            _elsewhere: elsewhere,
+        }
+    }
+
+    /// Nothing has come to it.
+    fn is_untouched(&mut self) {
+        self.tcp.set_nonblocking(true).unwrap();
+        self.udp.set_nonblocking(true).unwrap();
+        assert!(self.tcp.accept().is_err(), "somebody has connected");
+        assert!(
+            self.udp.recv(&mut [0; 16]).is_err(),
+            "somebody has sent something"
+        );
+        for path in [&self.targets.written, &self.targets.moved] {
+            assert!(!Path::new(path).exists(), "{path} has been made");
+        }
+        assert_eq!(fs::read_to_string(&self.targets.secret).unwrap(), "secret");
+        assert!(self.victim.0.try_wait().unwrap().is_none());
+    }
+
+    /// Takes away what came through where there was no fence.
+    fn tidy(&self, yard: &Yard) {
+        for left in [
+            "link", "inside", "script", "device", "followed", "hard", "mine", "owned",
+        ] {
+            let _ = fs::remove_file(yard.place.path(left));
+        }
+        for left in [&self.targets.written, &self.targets.moved] {
+            let _ = fs::remove_file(left);
+        }
+    }
+}
+
+/// Before a command: it inherits an open file that is a secret, under number 9.
+fn with_a_file_open(secret: &str) -> [&str; 4] {
+    ["sh", "-c", "exec 9< \"$0\"; exec \"$@\"", secret]
+}
+
 /// The probes that no kernel stops by itself, with what stops them in the fence.
 #[test]
-#[allow(clippy::too_many_lines, reason = "most of it is a table")]
 fn every_way_out_is_closed() {
     let _peace = in_peace();
     let yard = Yard::new();
-    let victim = Victim::new();
-    let pid = victim.pid();
-    // Beside the template's folder, which may be read.
-    let elsewhere = Place::new();
-    own(elsewhere.dir.path());
-    let secret = elsewhere.write("outside/token", "secret");
-    own(&secret);
-    own(secret.parent().unwrap());
-    let secret = secret.display().to_string();
-    let outside = secret.replace("token", "written");
-    let moved = secret.replace("token", "moved");
-    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let (tcp, udp) = (
-        &tcp.local_addr().unwrap().to_string(),
-        &udp.local_addr().unwrap().to_string(),
-    );
-    let path = elsewhere.path("socket");
-    let _unix = UnixListener::bind(&path).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
-    let unix = path.display().to_string();
-    let abstract_name = format!("apscli-test-{pid}");
-    let address = SocketAddr::from_abstract_name(&abstract_name).unwrap();
-    let _abstract = UnixListener::bind_addr(&address).unwrap();
-
-    // The name and argument of each, what it says in the fence, and whether it must get through
-    // without: elsewhere that is up to kernel, settings and rights.
-    let eperm = "EPERM";
-    let probes: &[(&[&str], &str, bool)] = &[
-        (&["read", &secret], "EACCES", true),
-        (&["list", "/"], "EACCES", true),
-        (&["environ", &pid], "EACCES", true),
-        (&["cmdline", &pid], "EACCES", true),
-        (&["fds", &pid], "EACCES", true),
-        (&["mem", &pid], "EACCES", false),
-        (&["vm", &pid], eperm, false),
-        (&["ptrace", &pid], eperm, false),
-        (&["kill", &pid], eperm, true),
-        (&["kill_parent"], eperm, true),
-        (&["kill_above"], eperm, false),
-        (&["pidfd", &pid], eperm, true),
-        (&["tcp", tcp], eperm, true),
-        (&["mptcp", tcp], eperm, false),
-        (&["fastopen", tcp], eperm, false),
-        (&["udp", udp], eperm, true),
-        (&["tcp6"], eperm, false),
-        (&["raw"], eperm, false),
-        (&["icmp"], eperm, false),
-        (&["netlink"], eperm, true),
-        (&["packet"], eperm, false),
-        (&["alg"], eperm, false),
-        (&["vsock"], eperm, false),
-        (&["unix", &unix], eperm, true),
-        (&["unshare_user"], eperm, false),
-        (&["unshare_net"], eperm, false),
-        (&["setns"], eperm, true),
-        (&["clone_user"], eperm, false),
-        (&["clone3"], "ENOSYS", true),
-        (&["chroot"], eperm, false),
-        (&["mount"], eperm, false),
-        (&["bpf"], eperm, false),
-        (&["io_uring"], "ENOSYS", false),
-        (&["keyctl"], eperm, false),
-        (&["add_key"], eperm, false),
-        (&["perf"], eperm, false),
-        (&["userfaultfd"], eperm, false),
-        (&["memfd"], eperm, true),
-        (&["shm"], eperm, true),
-        (&["x32"], "ENOSYS", false),
-        (&["write", &outside], "EACCES", true),
-        (&["link_out", &outside], "EACCES", true),
-        (&["move_out", &moved], "EXDEV|EACCES", true),
-        (&["device"], "EACCES|EPERM", false),
-        // What a program must be able to do all the same.
-        (&["pair"], "open", true),
-        (&["clone"], "open", true),
-        (&["write_inside"], "open", true),
-        (&["script"], "open", true),
-    ];
-    let names: Vec<&[&str]> = probes.iter().map(|(words, ..)| *words).collect();
+    let mut prey = Prey::new();
+    let secret = prey.targets.secret.clone();
+    let before = with_a_file_open(&secret);
+    let probes = probes(&prey.targets);
     for form in ["cmd", "api"] {
-        let all = nodes(&yard, form, &names);
-        let fenced = yard.run(&[], &all, &["--sandbox"]);
-        let mut wrong = Vec::new();
-        for (words, expected, _) in probes {
-            let said = said(&fenced, words[0]);
-            // A call's parent is its own interpreter, which nobody else uses: the same fence is
-            // around both.
-            let own = form == "api" && words[0] == "kill_parent";
-            let expected = if own { "open" } else { expected };
-            if !expected.split('|').any(|it| it == said) {
-                wrong.push(format!("{}: {said}, expected {expected}", words[0]));
+        let all = nodes_of(form, &probes);
+        let fenced = yard.run(&before, &all, &["--sandbox"]);
+        all_said(&fenced, form, &probes, |it| it.fenced_as(form));
+        prey.is_untouched();
+        let free = yard.run(&before, &all, &[]);
+        let open = |it: &Probe| if it.free { "open" } else { "*" };
+        all_said(&free, form, &probes, open);
+        assert!(Path::new(&prey.targets.written).exists());
+        prey.tidy(&yard);
+        // What has come meanwhile.
+        while prey.tcp.accept().is_ok() {}
+        while prey.udp.recv(&mut [0; 16]).is_ok() {}
+    }
+}
+
+/// Nobody is reached by the network: neither where an API server would be nor at the address at
+/// which clouds tell machines their secrets. In a network of its own, where these are loopback.
+#[test]
+fn no_address_is_reached() {
+    let _peace = in_peace();
+    let yard = Yard::new();
+    let nobody = NOBODY.to_string();
+    for address in ["127.0.0.1:6443", "169.254.169.254:80"] {
+        let before = ["python3", "apart.py", &nobody, address];
+        let ways = ["tcp", "mptcp", "fastopen", "udp"].map(|name| (name, Some(address)));
+        let more = ["raw", "icmp", "netlink"].map(|name| (name, None));
+        let all: Vec<_> = ways.into_iter().chain(more).collect();
+        for form in ["cmd", "api"] {
+            let nodes = nodes(form, &all);
+            let free = yard.run(&before, &nodes, &[]);
+            for name in ["tcp", "fastopen", "udp", "netlink"] {
+                assert_eq!(said(&free, name), "open", "{form} {name} {address}");
             }
-        }
-        assert!(wrong.is_empty(), "{form}: {}", wrong.join("; "));
-        assert!(!Path::new(&outside).exists() && !Path::new(&moved).exists());
-        let free = yard.run(&[], &all, &[]);
-        for (words, _, must) in probes {
-            let said = said(&free, words[0]);
-            assert!(
-                said == "open" || !must,
-                "{form}, without the fence: {}: {said}",
-                words[0]
-            );
-        }
-        for left in ["link", "inside", "script", "device"] {
-            let _ = fs::remove_file(yard.place.path(left));
-        }
-        for left in [&outside, &moved] {
-            fs::remove_file(left).unwrap();
+            let fenced = yard.run(&before, &nodes, &["--sandbox"]);
+            for (name, _) in &all {
+                assert_eq!(said(&fenced, name), "EPERM", "{form} {name} {address}");
+            }
+            let network = ["--sandbox", "--sandbox-network"];
+            let connected = yard.run(&before, &nodes, &network);
+            for (name, _) in &all {
+                let open = ["tcp", "fastopen", "udp"].contains(name);
+                let expected = if open { "open" } else { "EPERM" };
+                assert_eq!(said(&connected, name), expected, "{form} {name} {address}");
+            }
         }
     }
 }
 
 /// Whether a process of this yard is left: they have its folder in their command line, or had it
 /// as their folder.
-fn left(yard: &Yard) -> Vec<String> {
+pub fn left(yard: &Yard) -> Vec<String> {
     let folder = yard.place.dir.path().display().to_string();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -379,78 +380,28 @@ fn nothing_is_left(yard: &Yard) {
     until("the guard's end", || left(yard).is_empty());
 }
 
-fn reason(output: &Value, name: &str) -> String {
-    output[name]["reason"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
-}
-
 /// What uses up a machine is ended, or is refused more, and nothing of it is left.
-#[test]
-fn waste_is_bounded() {
+fn waste_is_bounded_with(before: &[&str], sandbox: &str) {
     let _alone = PROCESSES.write().unwrap_or_else(PoisonError::into_inner);
     let yard = Yard::new();
+    // One that breeds is alone: the kernel counts the processes of a user, and so those of its
+    // neighbours.
+    let all = wastes("1024 MiB of memory").into_iter();
+    let (breed, others): (Vec<_>, Vec<_>) = all.partition(|(name, _)| *name == "breed");
     for form in ["cmd", "api"] {
-        let names: &[&[&str]] = &[
-            &["fill"],
-            &["fill_unnamed"],
-            &["fill_one"],
-            &["say"],
-            &["take"],
-            &["spin"],
-            &["stop"],
-            &["daemon"],
-            &["daemon_and_stay"],
-        ];
-        let mut all = nodes(&yard, form, names);
-        for name in ["spin", "stop", "daemon_and_stay"] {
-            all.get_mut(name).unwrap()["timeout"] = json!("2s");
-        }
-        let output = yard.run(&[], &all, &["--sandbox", "--parallel", "4"]);
-        nothing_is_left(&yard);
-        // Alone: the kernel counts the processes of a user, and so those of its neighbours.
-        let mut all = nodes(&yard, form, &[&["swarm"]]);
-        all.get_mut("swarm").unwrap()["timeout"] = json!("2s");
-        let swarm = yard.run(&[], &all, &["--sandbox"]);
-        nothing_is_left(&yard);
-        let why = "Timeout: ran longer than its timeout";
-        assert_eq!(reason(&swarm, "swarm"), why, "{form}: {}", swarm["swarm"]);
-        for (name, why) in [
-            (
-                "fill",
-                "NoResult: it used more than 64 MiB in files, and was ended",
-            ),
-            (
-                "fill_unnamed",
-                "NoResult: it used more than 64 MiB in files, and was ended",
-            ),
-            (
-                "take",
-                "NoResult: it used more than 1024 MiB of memory, and was ended",
-            ),
-            ("spin", "Timeout: ran longer than its timeout"),
-            ("stop", "Timeout: ran longer than its timeout"),
-            ("daemon_and_stay", "Timeout: ran longer than its timeout"),
+        for (all, parallel) in [
+            (others.clone(), "4"),
+            (breed.clone(), "1"),
+            (vec![SWARM], "1"),
         ] {
-            assert_eq!(
-                reason(&output, name),
-                why,
-                "{form} {name}: {}",
-                output[name]
+            let output = yard.run(
+                before,
+                &nodes_of_wastes(form, &all),
+                &[sandbox, "--parallel", parallel],
             );
+            nothing_is_left(&yard);
+            all_ended(&output, form, &all);
         }
-        // Python turns a file that is too large into an exception.
-        let why = reason(&output, "fill_one");
-        assert!(
-            why.starts_with("ExitCode") || why.contains("Errno 27"),
-            "{form}: {why}"
-        );
-        assert_eq!(output["daemon"]["status"], "success", "{form}");
-        assert_eq!(
-            output["say"]["status"], "success",
-            "{form}: it may say as much as it likes"
-        );
     }
     let logs: Vec<PathBuf> = fs::read_dir(yard.place.dir.path())
         .unwrap()
@@ -460,8 +411,22 @@ fn waste_is_bounded() {
     for log in logs.iter().flat_map(|folder| fs::read_dir(folder).unwrap()) {
         let log = log.unwrap();
         let most = 16 * 1024 * 1024;
-        assert!(log.metadata().unwrap().len() <= most, "{:?}", log.path());
+        assert!(
+            log.metadata().unwrap().len() <= most,
+            "{}",
+            log.path().display()
+        );
     }
+}
+
+#[test]
+fn waste_is_bounded() {
+    waste_is_bounded_with(&[], "--sandbox");
+}
+
+#[test]
+fn waste_is_bounded_without_landlock_too() {
+    waste_is_bounded_with(&WITHOUT_LANDLOCK, "--sandbox=best-effort");
 }
 
 /// Whoever started it can die of anything: nothing is left.
@@ -471,7 +436,7 @@ fn nothing_outlives_a_killed_run() {
     let yard = Yard::new();
     for form in ["cmd", "api"] {
         let _ = fs::remove_dir_all(yard.place.path("run"));
-        let all = nodes(&yard, form, &[&["daemon_and_stay"]]);
+        let all = nodes(form, &[("daemon_and_stay", None)]);
         let mut run = yard.start(&all, &["--sandbox"]);
         let work = yard.place.path("run/work");
         let daemon = || {
@@ -491,34 +456,152 @@ fn nothing_outlives_a_killed_run() {
     }
 }
 
-/// What the kernel cannot do is not passed over: without Landlock nothing starts, unless that was
-/// said to be good enough; then all else is still closed.
+/// Before a command: it meets a kernel without that.
+const WITHOUT_LANDLOCK: [&str; 3] = ["python3", "without.py", "landlock"];
+const WITHOUT_SECCOMP: [&str; 3] = ["python3", "without.py", "seccomp"];
+
+/// All probes and all that is waste, as one template.
+fn everything(form: &str, probes: &[Probe]) -> BTreeMap<String, Value> {
+    let mut all = nodes_of(form, probes);
+    all.append(&mut nodes_of_wastes(form, &wastes("")));
+    all.append(&mut nodes_of_wastes(form, &[SWARM]));
+    // None gets so far that its time counts.
+    for node in all.values_mut() {
+        node["timeout"] = json!("20s");
+    }
+    all
+}
+
+/// Who is root is so there without what root may.
 #[test]
-fn an_old_kernel_is_refused() {
+fn root_has_no_powers() {
+    if !geteuid().is_root() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: not root");
+        return;
+    }
+    let _peace = in_peace();
+    let place = Place::new();
+    let probe = place.write("probe.py", PROBE);
+    fs::set_permissions(probe, fs::Permissions::from_mode(0o755)).unwrap();
+    for form in ["cmd", "api"] {
+        let template = serde_json::to_string(&nodes(form, &[("chown", None)])).unwrap();
+        // Root's own Python may stand where nothing is read.
+        let python = PYTHON.parent().unwrap().parent().unwrap();
+        let sandbox = ["--sandbox", "--sandbox-read", python.to_str().unwrap()];
+        for (more, expected) in [(&sandbox[..], "EPERM"), (&[], "open")] {
+            let output = place.run(&template, more).json()["output"].clone();
+            assert_eq!(said(&output, "chown"), expected, "{form}");
+            fs::remove_dir_all(place.path("run")).unwrap();
+        }
+    }
+}
+
+/// Nobody of the same user looks into a launcher; and if the machine ends it, what it has started
+/// ends with it.
+#[test]
+fn a_launcher_hides_and_does_not_die_alone() {
+    use std::os::unix::fs::MetadataExt;
     let _peace = in_peace();
     let yard = Yard::new();
-    let before = ["python3", "without.py"];
-    let all = nodes(
-        &yard,
-        "cmd",
-        &[
-            &["udp", "127.0.0.1:9"],
-            &["unshare_user"],
-            &["environ", "1"],
-        ],
-    );
-    let output = yard.run(&before, &all, &["--sandbox"]);
-    for name in ["udp", "unshare_user", "environ"] {
-        let why = reason(&output, name);
-        assert!(
-            why.starts_with("NotStarted: the sandbox is required, and cannot be had: ")
-                && why.ends_with("expected Landlock 6 (Linux 6.12)"),
-            "{why}"
-        );
+    for form in ["cmd", "api"] {
+        let _ = fs::remove_dir_all(yard.place.path("run"));
+        let run = yard.start(&nodes(form, &[("spin", None)]), &["--sandbox"]);
+        let pids = |is_launcher: bool| -> Vec<String> {
+            let all = left(&yard).into_iter();
+            let of_run = all.filter(|it| !it.contains("/apscli run "));
+            let wanted = of_run.filter(|it| it.contains(" __fence ") == is_launcher);
+            let pid = |line: String| line.split(' ').next().unwrap().to_owned();
+            wanted.map(pid).collect()
+        };
+        // Before it becomes the program, its copy looks like a second launcher.
+        until("the program", || {
+            pids(true).len() == 1 && !pids(false).is_empty()
+        });
+        let (launcher, programs) = (pids(true).remove(0), pids(false));
+        let environ = format!("/proc/{launcher}/environ");
+        let data = fs::metadata(&environ).unwrap();
+        assert_eq!((data.uid(), data.gid()), (0, 0), "{form}");
+        let pid = Pid::from_raw(launcher.parse().unwrap()).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+        until("its end", || !programs.iter().any(|it| lives(it)));
+        let output = finish(run).json()["output"].clone();
+        assert_ne!(output["spin"]["status"], "success", "{form}");
+        let work = fs::read_dir(yard.place.path("run/work"));
+        assert_eq!(work.unwrap().count(), 0, "{form}: a folder is left");
+        until("the guard's end", || left(&yard).is_empty());
     }
-    let output = yard.run(&before, &all, &["--sandbox=best-effort"]);
-    for name in ["udp", "unshare_user"] {
-        assert_eq!(said(&output, name), "EPERM");
+}
+
+/// What the kernel cannot do is not passed over: nothing starts, neither program nor function, and
+/// nothing comes of any.
+fn an_old_kernel_is_refused(before: &[&str], what: &str) {
+    let yard = Yard::new();
+    let mut prey = Prey::new();
+    let probes = probes(&prey.targets);
+    for form in ["cmd", "api"] {
+        let all = everything(form, &probes);
+        let output = yard.run(before, &all, &["--sandbox"]);
+        for name in all.keys() {
+            let why = reason(&output, name);
+            assert!(
+                why.starts_with("NotStarted: the sandbox is required, and cannot be had: ")
+                    && why.contains(what),
+                "{form} {name}: {}",
+                output[name]
+            );
+            assert!(output[name]["result"]["output"].is_null(), "{form} {name}");
+        }
+        nothing_is_left(&yard);
+        prey.is_untouched();
+    }
+}
+
+#[test]
+fn without_landlock_nothing_starts() {
+    let _peace = in_peace();
+    an_old_kernel_is_refused(&WITHOUT_LANDLOCK, "expected Landlock 6 (Linux 6.12)");
+}
+
+#[test]
+fn without_seccomp_nothing_starts() {
+    let _peace = in_peace();
+    an_old_kernel_is_refused(&WITHOUT_SECCOMP, ": seccomp: ");
+}
+
+/// Unless that was said to be good enough: then all is closed that the rest closes by itself.
+#[test]
+fn without_landlock_all_else_is_still_closed() {
+    let _peace = in_peace();
+    let yard = Yard::new();
+    let prey = Prey::new();
+    let probes = probes(&prey.targets);
+    for form in ["cmd", "api"] {
+        let all = nodes_of(form, &probes);
+        let output = yard.run(&WITHOUT_LANDLOCK, &all, &["--sandbox=best-effort"]);
+        all_said(&output, form, &probes, |it| it.without_landlock_as(form));
+        prey.tidy(&yard);
+    }
+}
+
+/// The other half by itself: files, signals, connections by TCP and to names without a file.
+#[test]
+fn without_seccomp_landlock_still_closes() {
+    let _peace = in_peace();
+    let yard = Yard::new();
+    let prey = Prey::new();
+    let by_landlock = |it: &Probe| {
+        let closed_by_both = ["tcp", "unix_without_file"].contains(&it.name);
+        closed_by_both || it.fenced != it.without_landlock && it.without_landlock == "open"
+    };
+    let mut probes = probes(&prey.targets);
+    probes.retain(by_landlock);
+    for form in ["cmd", "api"] {
+        let all = nodes_of(form, &probes);
+        let output = yard.run(&WITHOUT_SECCOMP, &all, &["--sandbox=best-effort"]);
+        all_said(&output, form, &probes, |it| match it.name {
+            "tcp" => "EACCES",
+            _ => it.fenced_as(form),
+        });
     }
 }
 
@@ -557,18 +640,19 @@ fn what_is_handed_on_is_named() {
         "{at}"
     );
 
+    let address = Some(&*address);
     all = nodes(
-        &yard,
         "cmd",
         &[
-            &["tcp", &address],
-            &["udp", &address],
-            &["mptcp", &address],
-            &["raw"],
-            &["icmp"],
-            &["netlink"],
-            &["unix", "x"],
-            &["packet"],
+            ("tcp", address),
+            ("udp", address),
+            ("mptcp", address),
+            ("raw", None),
+            ("icmp", None),
+            ("seqpacket", None),
+            ("netlink", None),
+            ("unix", Some("x")),
+            ("packet", None),
         ],
     );
     let output = yard.run(&[], &all, &["--sandbox", "--sandbox-network"]);
@@ -578,6 +662,7 @@ fn what_is_handed_on_is_named() {
         ("mptcp", "EPERM"),
         ("raw", "EPERM"),
         ("icmp", "EPERM"),
+        ("seqpacket", "EPERM"),
         ("netlink", "EPERM"),
         ("unix", "EPERM"),
         ("packet", "EPERM"),
@@ -591,7 +676,7 @@ fn what_is_handed_on_is_named() {
 fn a_resumed_run_keeps_its_sandbox() {
     let _peace = in_peace();
     let yard = Yard::new();
-    let mut all = nodes(&yard, "cmd", &[&["daemon_and_stay"], &["unshare_user"]]);
+    let mut all = nodes("cmd", &[("daemon_and_stay", None), ("unshare_user", None)]);
     all.get_mut("unshare_user").unwrap()["prev_nodes"] = json!(["daemon_and_stay"]);
     all.get_mut("unshare_user").unwrap()["decision_expr"] = json!("daemon_and_stay == 0");
     let mut run = yard.start(&all, &["--sandbox"]);

@@ -21,6 +21,7 @@ mod example;
 mod faults;
 mod fence;
 mod fuzz;
+mod hostile;
 #[path = "../bench/instant.rs"]
 mod instant;
 mod journal;

@@ -425,6 +425,7 @@ fn it_copies_itself_to_where_another_container_finds_it() {
     let json = api(&place, "f").to_json().unwrap();
     let mut command = Command::new(target.join("apscli-node"));
     let status = (command.arg("--termination-log").arg(place.path("frame")))
+        .current_dir(place.dir.path())
         .env("PATH", PYTHON.parent().unwrap())
         .env(ENV, json)
         .status();

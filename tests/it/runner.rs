@@ -187,8 +187,11 @@ fn nothing_outlives_the_connection_nor_the_runner() {
         runner.process.wait().unwrap();
         until("its end", || !lives(&pid));
         until("no folder", || {
-            std::fs::read_dir(&nodes).unwrap().next().is_none()
+            std::fs::read_dir(&nodes).map_or(true, |mut it| it.next().is_none())
         });
+        if !killed {
+            assert!(!runner.place.path("runner").exists());
+        }
     }
 }
 
@@ -205,6 +208,22 @@ fn who_uses_more_than_there_is_for_one_is_ended() {
     };
     let why = "it used more than 20 processes, and was ended".to_owned();
     assert_eq!(outcome.ending, Ending::NoResult(why));
+}
+
+/// The kernel itself ends who computes for longer than he may.
+#[test]
+fn who_computes_for_too_long_is_ended() {
+    let mut runner = Runner::new(&["--cpu", "1"]);
+    runner.hear();
+    runner.start("r", "a", &["sh", "-c", "while :; do :; done"]);
+    runner.hear();
+    let Reply::Ended { outcome, .. } = runner.hear() else {
+        panic!("no end")
+    };
+    assert!(
+        matches!(outcome.ending, Ending::Signalled(_)),
+        "{outcome:?}"
+    );
 }
 
 #[test]

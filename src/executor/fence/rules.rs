@@ -400,43 +400,186 @@ fn conditions(network: bool) -> Result<Rules, seccompiler::Error> {
 }
 
 fn seccomp(network: bool) -> Result<(), String> {
-    let words = |error: seccompiler::Error| format!("seccomp: {error}");
-    let whole = |calls: &[libc::c_long]| -> Rules {
-        let calls = calls.iter().map(|call| (*call, Vec::new()));
-        calls.collect()
-    };
-    let mut refuse = whole(&refused());
-    refuse.extend(conditions(network).map_err(words)?);
-    for (rules, number) in [(refuse, libc::EPERM), (whole(&unknown()), libc::ENOSYS)] {
-        let program = program(rules, number).map_err(words)?;
-        apply_filter(&program).map_err(words)?;
-    }
-    Ok(())
+    apply_filter(&filter(network)?).map_err(words)
 }
 
-/// The filter: what is newer than the list is unknown, what is on it is refused with this error.
-fn program(rules: Rules, number: i32) -> Result<BpfProgram, seccompiler::Error> {
+fn words(error: impl std::fmt::Display) -> String {
+    format!("seccomp: {error}")
+}
+
+fn filter(network: bool) -> Result<BpfProgram, String> {
+    let calls = refused().into_iter().map(|call| (call, Vec::new()));
+    let mut rules: Rules = calls.collect();
+    rules.extend(conditions(network).map_err(words)?);
+    program(rules)
+}
+
+/// What is on the list is refused.
+fn refusing(rules: Rules) -> Result<BpfProgram, seccompiler::Error> {
     let arch = std::env::consts::ARCH.try_into()?;
-    let refuse = SeccompAction::Errno(number.unsigned_abs());
+    let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch)?;
-    let rest: BpfProgram = filter.try_into()?;
+    Ok(filter.try_into()?)
+}
+
+/// The filter: what is newer than the list, or is said to be unknown, is so; what is on the list is
+/// refused. One filter and not two: the kernel translates each anew for each process.
+fn program(rules: Rules) -> Result<BpfProgram, String> {
+    let rest = refusing(rules).map_err(words)?;
     let step = |code: u32, jt: u8, jf: u8, k: u32| sock_filter {
         code: u16::try_from(code).unwrap_or_default(),
         jt,
         jf,
         k,
     };
+    let mut program = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
     // Also the second set of numbers that x86 has for its x32 programs: they are above.
-    let mut program = vec![
-        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 0, 1, NEWEST),
-        step(
-            libc::BPF_RET | libc::BPF_K,
-            0,
-            0,
-            libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs(),
-        ),
-    ];
+    let mut checks = vec![(libc::BPF_JGT, NEWEST)];
+    for call in unknown() {
+        // Whatever has no room fails: a jump of nothing would be a hole.
+        checks.push((libc::BPF_JEQ, u32::try_from(call).map_err(words)?));
+    }
+    let mut left = checks.len();
+    for (how, number) in checks {
+        left -= 1;
+        // Over those that are left to the answer behind them; from the last one, over that.
+        let found = u8::try_from(left).map_err(words)?;
+        let code = libc::BPF_JMP | how | libc::BPF_K;
+        program.push(step(code, found, u8::from(left == 0), number));
+    }
+    let answer = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
+    program.push(step(libc::BPF_RET | libc::BPF_K, 0, 0, answer));
     program.extend(rest);
     Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_arch = "x86_64")]
+    const ARCHITECTURE: u32 = 0xC000_003E;
+    #[cfg(target_arch = "aarch64")]
+    const ARCHITECTURE: u32 = 0xC000_00B7;
+
+    const ALLOWED: u32 = libc::SECCOMP_RET_ALLOW;
+    const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs();
+    const UNKNOWN: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
+
+    /// What the kernel would answer to a call with these arguments: it knows calls that this machine's
+    /// own kernel does not.
+    fn answer(program: &[sock_filter], call: u32, arguments: &[i32]) -> u32 {
+        // `struct seccomp_data`: the number, the architecture, where it was called, the arguments.
+        let mut data = vec![call, ARCHITECTURE, 0, 0];
+        for argument in arguments {
+            data.extend([argument.cast_unsigned(), 0]);
+        }
+        data.resize(16, 0);
+        let (mut at, mut value) = (0, 0);
+        for _ in 0..=program.len() {
+            let step = &program[at];
+            at += 1;
+            let code = u32::from(step.code);
+            match code & 0x07 {
+                libc::BPF_LD => value = data[step.k as usize / 4],
+                libc::BPF_ALU if code & 0xf0 == libc::BPF_AND => value &= step.k,
+                libc::BPF_RET => return step.k,
+                libc::BPF_JMP => {
+                    let holds = match code & 0xf0 {
+                        libc::BPF_JA => {
+                            at += step.k as usize;
+                            continue;
+                        }
+                        libc::BPF_JEQ => value == step.k,
+                        libc::BPF_JGT => value > step.k,
+                        libc::BPF_JGE => value >= step.k,
+                        libc::BPF_JSET => value & step.k != 0,
+                        other => panic!("jump {other:#x}"),
+                    };
+                    at += usize::from(if holds { step.jt } else { step.jf });
+                }
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+        panic!("a filter without an end");
+    }
+
+    #[test]
+    fn what_is_newer_than_the_list_is_unknown() {
+        let filter = filter(true).unwrap();
+        for call in [
+            NEWEST + 1,
+            NEWEST + 100,
+            0x4000_0000,
+            0x4000_0000 + 1,
+            u32::MAX,
+        ] {
+            assert_eq!(answer(&filter, call, &[]), UNKNOWN, "{call:#x}");
+        }
+        for call in unknown() {
+            let call = u32::try_from(call).unwrap();
+            assert_eq!(answer(&filter, call, &[]), UNKNOWN, "{call}");
+        }
+        let newest = answer(&filter, NEWEST, &[]);
+        assert_eq!(newest, ALLOWED);
+    }
+
+    /// One by one, as each of them is closed by another layer too, on some kernels.
+    #[test]
+    fn what_reaches_out_is_refused_and_what_programs_need_is_not() {
+        let (open, closed) = (filter(true).unwrap(), filter(false).unwrap());
+        let (inet, local) = (libc::AF_INET, libc::AF_UNIX);
+        let (stream, raw) = (libc::SOCK_STREAM, libc::SOCK_RAW);
+        let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        let threads = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_THREAD;
+        for (call, arguments, wanted) in [
+            (libc::SYS_read, &[0][..], [ALLOWED; 2]),
+            (libc::SYS_openat, &[0], [ALLOWED; 2]),
+            (libc::SYS_execve, &[0], [ALLOWED; 2]),
+            (libc::SYS_kill, &[0], [ALLOWED; 2]),
+            (libc::SYS_ptrace, &[16], [REFUSED; 2]),
+            (libc::SYS_process_vm_readv, &[], [REFUSED; 2]),
+            (libc::SYS_process_vm_writev, &[], [REFUSED; 2]),
+            (libc::SYS_pidfd_getfd, &[], [REFUSED; 2]),
+            (libc::SYS_kcmp, &[], [REFUSED; 2]),
+            (libc::SYS_unshare, &[libc::CLONE_NEWUSER], [REFUSED; 2]),
+            (libc::SYS_setns, &[], [REFUSED; 2]),
+            (libc::SYS_mount, &[], [REFUSED; 2]),
+            (libc::SYS_bpf, &[], [REFUSED; 2]),
+            (libc::SYS_keyctl, &[], [REFUSED; 2]),
+            (libc::SYS_memfd_create, &[], [REFUSED; 2]),
+            (libc::SYS_shmget, &[], [REFUSED; 2]),
+            (libc::SYS_mq_open, &[], [REFUSED; 2]),
+            (libc::SYS_clone, &[threads], [ALLOWED; 2]),
+            (libc::SYS_clone, &[libc::SIGCHLD], [ALLOWED; 2]),
+            (libc::SYS_clone, &[libc::CLONE_NEWUSER], [REFUSED; 2]),
+            (
+                libc::SYS_clone,
+                &[threads | libc::CLONE_NEWPID],
+                [REFUSED; 2],
+            ),
+            (libc::SYS_ioctl, &[0, 0x5413], [ALLOWED; 2]),
+            (libc::SYS_ioctl, &[0, 0x5412], [REFUSED; 2]),
+            (libc::SYS_socketpair, &[local, stream], [ALLOWED; 2]),
+            (libc::SYS_socketpair, &[inet, stream], [REFUSED; 2]),
+            (
+                libc::SYS_socket,
+                &[inet, stream | flags, 0],
+                [ALLOWED, REFUSED],
+            ),
+            (
+                libc::SYS_socket,
+                &[libc::AF_INET6, libc::SOCK_DGRAM, 17],
+                [ALLOWED, REFUSED],
+            ),
+            (libc::SYS_socket, &[inet, stream, 132], [REFUSED; 2]),
+            (libc::SYS_socket, &[inet, raw | flags, 0], [REFUSED; 2]),
+            (libc::SYS_socket, &[local, stream, 0], [REFUSED; 2]),
+            (libc::SYS_socket, &[libc::AF_NETLINK, raw, 0], [REFUSED; 2]),
+        ] {
+            let call = u32::try_from(call).unwrap();
+            let found = [&open, &closed].map(|filter| answer(filter, call, arguments));
+            assert_eq!(found, wanted, "call {call} with {arguments:?}");
+        }
+    }
 }

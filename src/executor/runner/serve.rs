@@ -67,9 +67,21 @@ pub fn slots(asked: NonZeroUsize, limits: &Limits, memory: Option<u64>) -> Optio
     NonZeroUsize::new(fits.min(asked.get()))
 }
 
+/// What a runner keeps in its folder.
+const KEPT: [&str; 3] = ["nodes", "scripts", "logs"];
+
+/// Takes away what serving has left in the folder; and the folder too, unless it has something
+/// else in it, as somebody's folder would.
+pub fn clear(folder: &Path) {
+    for name in KEPT {
+        let _ = fs::remove_dir_all(folder.join(name));
+    }
+    let _ = fs::remove_dir(folder);
+}
+
 /// Serves one connection to its end. Everything that was started over it is over then.
 pub fn serve(stream: UnixStream, options: &Options) -> io::Result<()> {
-    for name in ["nodes", "scripts", "logs"] {
+    for name in KEPT {
         let folder = options.folder.join(name);
         let _ = fs::remove_dir_all(&folder);
         fs::DirBuilder::new()

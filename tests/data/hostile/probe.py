@@ -1,10 +1,13 @@
+#!/usr/bin/env python3
 """What a hostile node tries, one probe a call: as a program (`probe.py NAME [ARGUMENT]`) or as a Python
 function (`probe`). A probe says `open` where it got through, and else what stopped it."""
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
+import resource
 import signal
 import socket
 import struct
@@ -58,12 +61,20 @@ def pidfd(pid):
     call((424, 424), long(descriptor), long(0), long(0), long(0))
 
 
+def steal_fd(pid):
+    descriptor = call((434, 434), long(int(pid)), long(0))
+    os.close(call((438, 438), long(descriptor), long(0), long(0)))
+
+
 def tcp(address, protocol=0, first=b""):
     host, port = address.rsplit(":", 1)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as it:
         it.settimeout(2)
         if first:
-            it.sendto(first, 0x20000000, (host, int(port)))
+            try:
+                it.sendto(first, 0x20000000, (host, int(port)))
+            except BlockingIOError:
+                pass  # on its way
         else:
             it.connect((host, int(port)))
 
@@ -133,6 +144,16 @@ def link_out(path):
     write("link")
 
 
+def follow(path):
+    os.symlink(path, "followed")
+    read("followed")
+
+
+def hard_link(path):
+    os.link(path, "hard")
+    read("hard")
+
+
 def move_out(path):
     write("mine")
     os.rename("mine", path)
@@ -150,6 +171,58 @@ def script_runs():
         raise OSError(0, "a script of its own does not run")
 
 
+def terminal():
+    """Types a letter for whoever reads from a terminal."""
+    try:
+        fcntl.ioctl(0, 0x5412, b"x")
+    except OSError as error:
+        # It is none.
+        if error.errno != errno.ENOTTY:
+            raise
+
+
+def chown():
+    write("owned")
+    os.chown("owned", 1, 1)
+
+
+def session():
+    """Whether it shares the terminal of whoever started it."""
+    if os.getsid(0) != os.getsid(os.getppid()):
+        raise OSError(errno.EPERM, "it has a session of its own")
+
+
+def files_for_others():
+    if os.umask(0o77) & 0o77 == 0o77:
+        raise OSError(errno.EACCES, "they are its own")
+
+
+def new_privileges():
+    """Whether a setuid program would get its owner's rights."""
+    if libc.prctl(39, 0, 0, 0, 0) == 1:
+        raise OSError(errno.EPERM, "there are none to be had")
+
+
+def limits():
+    """Says which limits are higher than any fence sets them."""
+    most = {
+        "AS": 1 << 30,
+        "CPU": 3600,
+        "NOFILE": 1024,
+        "FSIZE": 64 << 20,
+        "CORE": 0,
+        "MEMLOCK": 64 << 10,
+        "MSGQUEUE": 0,
+        "NPROC": 10_000,
+    }
+    over = []
+    for name, value in most.items():
+        soft, hard = resource.getrlimit(getattr(resource, "RLIMIT_" + name, 12))
+        if not (0 <= soft <= value and 0 <= hard <= value):
+            over.append(name)
+    return "bounded" if not over else "unbounded: " + " ".join(over)
+
+
 PROBES = {
     "read": read,
     "list": lambda path: os.listdir(path),
@@ -163,6 +236,7 @@ PROBES = {
     "kill_parent": lambda: os.kill(os.getppid(), 0),
     "kill_above": kill_above,
     "pidfd": pidfd,
+    "steal_fd": steal_fd,
     "tcp": tcp,
     "mptcp": lambda address: tcp(address, 262),
     "fastopen": lambda address: tcp(address, 0, b"x"),
@@ -170,12 +244,15 @@ PROBES = {
     "tcp6": lambda: kind(socket.AF_INET6, socket.SOCK_STREAM),
     "raw": lambda: kind(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
     "icmp": lambda: kind(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP),
+    "seqpacket": lambda: kind(socket.AF_INET, socket.SOCK_SEQPACKET),
     "netlink": lambda: kind(socket.AF_NETLINK, socket.SOCK_RAW),
     "packet": lambda: kind(socket.AF_PACKET, socket.SOCK_DGRAM),
     "alg": lambda: kind(38, socket.SOCK_SEQPACKET),
     "vsock": lambda: kind(40, socket.SOCK_STREAM),
     "unix": unix,
+    "unix_without_file": unix,
     "pair": lambda: socket.socketpair(socket.AF_UNIX),
+    "foreign_pair": lambda: socket.socketpair(socket.AF_INET, socket.SOCK_STREAM),
     "unshare_user": lambda: call((272, 97), long(0x10000000)),
     "unshare_net": lambda: call((272, 97), long(0x40000000)),
     "setns": lambda: bad((308, 268), long(-1), long(0)),
@@ -193,6 +270,16 @@ PROBES = {
     "memfd": lambda: os.memfd_create("x"),
     "shm": shm,
     "x32": lambda: bad((0x40000000 + 165, 40), long(0), long(0), long(0), long(0), long(0)),
+    "newest": lambda: bad((468, 468), long(-1), long(0), long(0), long(0), long(0)),
+    "terminal": terminal,
+    "chown": chown,
+    "session": session,
+    "files_for_others": files_for_others,
+    "new_privileges": new_privileges,
+    "limits": limits,
+    "inherited": lambda: os.read(9, 1),
+    "follow": follow,
+    "hard_link": hard_link,
     "write": write,
     "link_out": link_out,
     "move_out": move_out,
@@ -230,8 +317,18 @@ def swarm():
     time.sleep(10)
 
 
+def breed():
+    """Children without end; without a fence it ends by itself after some thousands."""
+    until = time.monotonic() + 10
+    for _ in range(4000):
+        if fork(until) == 0:
+            time.sleep(max(0.0, until - time.monotonic()))
+            os._exit(0)
+    time.sleep(max(0.0, until - time.monotonic()))
+
+
 def fill():
-    """Many files, each within its limit."""
+    """10 GiB: many files, each within its limit."""
     for name in range(10 * 1024):
         with open("file%d" % name, "wb") as file:
             file.write(b"x" * 1024 * 1024)
@@ -254,10 +351,13 @@ def fill_one():
 
 
 def say():
-    # 256 MiB: far more than is kept.
+    """1 GiB, far more than is kept."""
     line = b"x" * 1023 + b"\n"
-    for _ in range(256):
-        os.write(1, line * 1024)
+    left = memoryview(line * 1024)
+    for _ in range(1024):
+        at = 0
+        while at < len(left):
+            at += os.write(1, left[at:])
 
 
 def take():
@@ -269,7 +369,7 @@ def take():
         pass
     for _ in range(8):
         if os.fork() == 0:
-            kept = bytearray(b"x" * (400 << 20))
+            kept = bytearray(b"x") * (200 << 20)
             time.sleep(1000)
             return kept[0]
     time.sleep(1000)
@@ -310,7 +410,19 @@ def daemon_and_stay():
 
 WASTES = {
     name.__name__: name
-    for name in (swarm, fill, fill_unnamed, fill_one, say, take, spin, stop, daemon, daemon_and_stay)
+    for name in (
+        swarm,
+        breed,
+        fill,
+        fill_unnamed,
+        fill_one,
+        say,
+        take,
+        spin,
+        stop,
+        daemon,
+        daemon_and_stay,
+    )
 }
 
 
@@ -321,10 +433,10 @@ def probe(name, argument=None):
         WASTES[name](*arguments)
         return 0
     try:
-        PROBES[name](*arguments)
+        said = PROBES[name](*arguments)
     except OSError as error:
-        return {"return_code": 0, "output": errno.errorcode.get(error.errno, str(error))}
-    return {"return_code": 0, "output": "open"}
+        said = errno.errorcode.get(error.errno, str(error))
+    return {"return_code": 0, "output": said if isinstance(said, str) else "open"}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ mod kubelet;
 mod life;
 mod operator;
 mod parity;
+mod processes;
 mod rights;
 mod scale;
 mod shards;

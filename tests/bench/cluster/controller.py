@@ -5,6 +5,7 @@ The file of apscli is `apscli.json` beside this one. Another engine's stands whe
   name        what it is called in the results
   setup       command lines that prepare the cluster, run in the file's folder
   command     the command line of the engine, run in the file's folder; it finds KUBECONFIG
+  user        the number of the user (and group) that it runs as; may be missing
   ready       a URL that answers 200 once it works; none: it is given `settle` seconds
   metrics     a URL with its metrics as Prometheus text; may be missing
   resource    where runs are created and watched, such as /apis/GROUP/VERSION/namespaces/default/PLURAL
@@ -25,6 +26,7 @@ import copy
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import time
 import urllib.request
@@ -52,8 +54,16 @@ class Controller:
     def start(self, log: pathlib.Path) -> None:
         """Returns once it is ready."""
         self._log = log.open("wb")
+        user = self.about.get("user")
         self._process = subprocess.Popen(
-            self.about["command"], cwd=self._folder, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
+            self.about["command"],
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
         )
         if "ready" not in self.about:
             time.sleep(self.about.get("settle", 5))
@@ -74,6 +84,10 @@ class Controller:
                 self._process.wait()
             self._log.close()
             self._process = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def cpu_seconds(self) -> float:
         fields = pathlib.Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -124,6 +138,12 @@ class Controller:
 
     def is_good(self, run: dict) -> bool:
         return self.phase(run) == self.about["final"][0]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _filled(form, words: dict):

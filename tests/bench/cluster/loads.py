@@ -8,10 +8,12 @@ import concurrent.futures
 import http.client
 import json
 import pathlib
+import statistics
 import tempfile
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 
 import prometheus
 from controller import LARGE, Controller
@@ -64,10 +66,15 @@ class Ends:
         self._version = client.get(f"{self._path}?limit=1")["metadata"]["resourceVersion"]
         self._over: dict[str, tuple[float, bool]] = {}
         self._news = threading.Condition()
+        self._closed = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
+    def close(self) -> None:
+        """Ends with the connection that it watches by. Whoever watched on would take the time of the next load."""
+        self._closed.set()
+
     def _watch(self) -> None:
-        while True:
+        while not self._closed.is_set():
             query = urllib.parse.urlencode({"watch": "true", "resourceVersion": self._version})
             try:
                 for event in self._api.watch(f"{self._path}?{query}", timeout=PATIENCE_SECONDS):
@@ -81,7 +88,7 @@ class Ends:
                             self._over[name] = (time.monotonic(), self._controller.is_good(run))
                             self._news.notify()
             except (OSError, http.client.HTTPException, ValueError):
-                continue
+                self._closed.wait(0.2)
 
     def wait(self, names: list[str]) -> float:
         """When the last of them was over. All must have ended well."""
@@ -97,25 +104,36 @@ class Ends:
         return max(self._over[name][0] for name in names)
 
 
-def measure(api: Api, controller: Controller, shape: Shape) -> dict:
-    """One load on an engine that was just started; gives back all that was measured."""
+def measure(api: Api, controller: Controller, shape: Shape, raw: Callable[[], float], before: bool) -> dict:
+    """One load on an engine that was just started; gives back all that was measured. `raw` measures the bare
+    control plane: once after the last time and, with `before`, before each, so that both meet the same machine."""
     client = Client(api)
     ends = Ends(api, client, controller)
     if shape.bystanders:
         names = [f"bystander-{i}" for i in range(shape.bystanders)]
         _create(client, controller, names, Shape("", shape.bystanders, diamond()))
         ends.wait(names)
-    _settle(controller)
-    names = [f"{shape.name}-{i}" for i in range(shape.runs)]
-    at_server = prometheus.samples(client.call("GET", "/metrics").decode())
-    of_engine = prometheus.samples(controller.metrics())
-    cpu, memory = controller.cpu_seconds(), controller.memory_mib("VmRSS")
-    began = time.monotonic()
-    _create(client, controller, names, shape)
-    wall = ends.wait(names) - began
-    cpu = controller.cpu_seconds() - cpu
-    at_server = prometheus.difference(at_server, prometheus.samples(client.call("GET", "/metrics").decode()))
-    of_engine = prometheus.difference(of_engine, prometheus.samples(controller.metrics()))
+    # As raw was: the first run of all meets a server that has never seen one.
+    _create(client, controller, ["warm-up"], Shape("", 1, diamond()))
+    ends.wait(["warm-up"])
+    raws, walls, cpu, memory = [], [], 0.0, controller.memory_mib("VmRSS")
+    at_server, of_engine = prometheus.Samples(), prometheus.Samples()
+    for nth in range(shape.times):
+        if before:
+            raws.append(raw())
+        _settle(controller)
+        then = (_of_server(client), prometheus.samples(controller.metrics()), controller.cpu_seconds())
+        names = [f"{shape.name}-{nth}-{i}" for i in range(shape.runs)]
+        began = time.monotonic()
+        _create(client, controller, names, shape)
+        walls.append(ends.wait(names) - began)
+        cpu += controller.cpu_seconds() - then[2]
+        prometheus.add(at_server, prometheus.difference(then[0], _of_server(client)))
+        prometheus.add(of_engine, prometheus.difference(then[1], prometheus.samples(controller.metrics())))
+    raws.append(raw())
+    ends.close()
+    wall = statistics.median(walls)
+    runs, nodes = shape.runs * shape.times, shape.total * shape.times
     measured = {
         "shape": shape.name,
         "controller": controller.name,
@@ -123,30 +141,36 @@ def measure(api: Api, controller: Controller, shape: Shape) -> dict:
         "nodes": shape.total,
         "seconds": round(wall, 3),
         "nodes_per_second": round(shape.total / wall, 1),
-        "cpu_seconds": round(cpu, 2),
+        "cpu_seconds": round(cpu / shape.times, 3),
         "peak_mib": round(controller.memory_mib("VmHWM"), 1),
-        "mib_per_run": round((controller.memory_mib("VmRSS") - memory) / shape.runs, 3),
-        "cluster_writes_per_node": round(_cluster_writes(at_server) / shape.total, 2),
+        "mib_per_run": round((controller.memory_mib("VmRSS") - memory) / runs, 3),
+        "cluster_writes_per_node": round(_cluster_writes(at_server) / nodes, 2),
         "largest_object_bytes": _largest(client, controller),
+        "raw_seconds": round(statistics.median(raws), 3),
+        "ratio_to_raw": round(statistics.median(raws) / wall, 3),
     }
     if of_engine:
-        measured |= _own(of_engine, shape)
+        measured |= _own(of_engine, runs, nodes)
     return measured
 
 
-def _own(found: prometheus.Samples, shape: Shape) -> dict:
+def _of_server(client: Client) -> prometheus.Samples:
+    return prometheus.samples(client.call("GET", "/metrics").decode())
+
+
+def _own(found: prometheus.Samples, runs: int, nodes: int) -> dict:
     """What the engine tells of itself."""
     calls = prometheus.summed(found, "apscli_api_calls_total", "verb", "resource")
-    per_node = {f"{verb} {resource}": round(n / shape.total, 3) for (verb, resource), n in sorted(calls.items())}
+    per_node = {f"{verb} {resource}": round(n / nodes, 3) for (verb, resource), n in sorted(calls.items())}
     reads = ("get", "list", "watch")
     writes = sum(n for (verb, _), n in calls.items() if verb not in reads)
     handoff = [prometheus.quantile(found, "apscli_handoff_seconds", q) for q in (0.5, 0.99)]
     return {
-        "own_writes_per_node": round(writes / shape.total, 3),
+        "own_writes_per_node": round(writes / nodes, 3),
         "own_calls_per_node": per_node,
-        "bytes_per_node": round(prometheus.total(found, "apscli_api_sent_bytes_total") / shape.total),
+        "bytes_per_node": round(prometheus.total(found, "apscli_api_sent_bytes_total") / nodes),
         "reconciles_per_run": round(
-            prometheus.total(found, "apscli_reconcile_seconds_count", resource="workflowruns") / shape.runs, 1
+            prometheus.total(found, "apscli_reconcile_seconds_count", resource="workflowruns") / runs, 1
         ),
         "handoff_ms_p50": None if handoff[0] is None else round(handoff[0] * 1000, 2),
         "handoff_ms_p99": None if handoff[1] is None else round(handoff[1] * 1000, 2),

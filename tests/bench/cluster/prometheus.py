@@ -22,6 +22,11 @@ def difference(before: Samples, after: Samples) -> Samples:
     return {key: value - before.get(key, 0.0) for key, value in after.items() if value != before.get(key, 0.0)}
 
 
+def add(sums: Samples, more: Samples) -> None:
+    for key, value in more.items():
+        sums[key] = sums.get(key, 0.0) + value
+
+
 def summed(found: Samples, name: str, *by: str, **only: str) -> dict[tuple[str, ...], float]:
     """The sums of a metric by some of its labels, of those samples that have the labels of `only`."""
     sums: dict[tuple[str, ...], float] = {}

@@ -53,11 +53,15 @@ def table(summaries: list[dict]) -> str:
 
 
 def growth(series: list[tuple[str, str, list[tuple[float, float]]]]) -> str:
-    """An SVG with a panel for each (title, unit, points): cost against size, both from zero, and as a
-    dashed line 1.3 times the cost at the smallest size, which nothing should rise above."""
+    """An SVG with a panel for each (title, unit, points), those of one title in a row: cost against size,
+    both from zero, and as a dashed line 1.3 times the cost at the smallest size, which nothing should rise above."""
     width, height, left, top = 360, 240, 60, 40
     panels = []
-    for number, (title, unit, points) in enumerate(series):
+    rows = list(dict.fromkeys(title for title, _, _ in series))
+    columns = dict.fromkeys(rows, 0)
+    for title, unit, points in series:
+        x_of_panel, y_of_panel = columns[title] * width, rows.index(title) * height
+        columns[title] += 1
         most_x = max(x for x, _ in points)
         limit = 1.3 * points[0][1]
         most_y = 1.1 * max(limit, *(y for _, y in points))
@@ -77,7 +81,7 @@ def growth(series: list[tuple[str, str, list[tuple[float, float]]]]) -> str:
             drawn.append(f'<text x="{at[0]}" y="{float(at[1]) - 8:.1f}" text-anchor="middle">{y:.3g}</text>')
             drawn.append(f'<text x="{at[0]}" y="{height - 25}" text-anchor="middle">{x:g}</text>')
         drawn.append(f'<text x="{left}" y="34" fill="gray">{unit}</text>')
-        panels.append(f'<g transform="translate({number * width},0)">{"".join(drawn)}</g>')
-    size = f'width="{width * len(series)}" height="{height}"'
+        panels.append(f'<g transform="translate({x_of_panel},{y_of_panel})">{"".join(drawn)}</g>')
+    size = f'width="{width * max(columns.values())}" height="{height * len(rows)}"'
     style = 'font-family="sans-serif" font-size="11"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(panels)}</svg>\n'

@@ -31,6 +31,7 @@ use super::{Duration, Object, any_object, any_value};
     category = "apscli",
     namespaced,
     status = "WorkflowRunStatus",
+    selectable = ".status.phase",
     derive = "PartialEq",
     doc = "One execution of a workflow: a graph of small jobs, its nodes. The operator starts a pod for each node when the nodes before it allow that, and records in the status what became of each.",
     printcolumn(

@@ -51,6 +51,10 @@ pub struct OperatorArgs {
     /// The Lease's name; it is in `$POD_NAMESPACE`, else in apscli
     #[arg(long, value_name = "NAME", default_value = "apscli")]
     lease_name: String,
+    /// How many seconds the others wait for a leader that renews its Lease no more; the leader itself ends after
+    /// two thirds of them. More where the API server may be silent for long
+    #[arg(long, value_name = "SECONDS", default_value = "15", value_parser = clap::value_parser!(u64).range(3..=3600))]
+    lease_duration: u64,
     /// Which part of the runs this operator takes, where several share them: its number, from 0, of how many.
     /// Never change how many there are while any of the old ones works: nodes could be carried out twice
     #[arg(long, value_name = "I/N", default_value_t = Shard::WHOLE)]
@@ -91,7 +95,7 @@ pub struct OperatorArgs {
     /// What a runner that is started as a child does where the kernel cannot do all of the sandbox
     #[arg(long, value_enum, value_name = "MODE", default_value = "required")]
     process_sandbox: SandboxMode,
-    /// After how many seconds without news of a running pod the API is asked for it
+    /// After how many seconds without news of a running pod the API is asked for it, and how often for new runs
     #[arg(long, value_name = "SECONDS", default_value = "900", value_parser = clap::value_parser!(u64).range(1..))]
     resync: u64,
     /// How log lines are written
@@ -149,6 +153,7 @@ impl OperatorArgs {
                 namespace: home,
                 lease: self.shard.lease(&self.lease_name),
                 identity: format!("{}-{suffix}", self.identity.as_deref().unwrap_or(host)),
+                duration: Duration::from_secs(self.lease_duration),
             }),
             shard: self.shard,
             node_image: self.node_image.clone(),
@@ -296,6 +301,7 @@ mod tests {
                 namespace: "tools".to_owned(),
                 lease: "apscli".to_owned(),
                 identity: "host-1".to_owned(),
+                duration: Duration::from_secs(15),
             })
         );
         assert_eq!(had.max_writes.get(), 64);
@@ -355,6 +361,8 @@ mod tests {
             .election
             .unwrap();
         assert_eq!((had.lease.as_str(), had.identity.as_str()), ("l", "me-1"));
+        let slow = options(None, &["--lease-duration=60"]).election;
+        assert_eq!(slow.unwrap().duration, Duration::from_mins(1));
         let shard = options(None, &["--lease-name=l", "--shard=1/2"]).election;
         assert_eq!(shard.unwrap().lease, "l-1-of-2");
     }

@@ -25,6 +25,7 @@ use crate::engine::name::Attempt;
 use crate::executor::pod::build::build;
 use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID};
 
+use super::broken;
 use super::client::{is_conflict, is_gone};
 use super::context::Context;
 use super::resolve::Program;
@@ -230,8 +231,16 @@ impl Hand {
             .ends
             .map(|ends| Duration::try_from(ends.duration_since(now)).unwrap_or_default());
         let Program { graph, pods, .. } = &*order.program;
-        build(pods, graph.node(work.node), work.attempt, remaining)
-            .map_err(|error| Answer::Refused(work.clone(), error.to_string()))
+        let mut pod = build(pods, graph.node(work.node), work.attempt, remaining)
+            .map_err(|error| Answer::Refused(work.clone(), error.to_string()))?;
+        if broken::rule("1") {
+            let name = format!("{}-{:x}", pod.name_any(), now.as_nanosecond());
+            pod.metadata.name = Some(name);
+        }
+        if broken::rule("2") {
+            pod.metadata.finalizers = None;
+        }
+        Ok(pod)
     }
 
     /// What stands under the pod's name, asked of the API server itself and not of a cache.
@@ -312,7 +321,7 @@ pub(super) fn of_run(run_uid: &str) -> ListParams {
 /// Deletes the pod with this UID, with its own grace, however long it takes.
 pub(super) async fn delete(context: &Context, pods: &Api<Pod>, name: &str, uid: String) {
     let params = DeleteParams {
-        preconditions: Some(Preconditions {
+        preconditions: (!broken::rule("4-uid")).then_some(Preconditions {
             uid: Some(uid),
             resource_version: None,
         }),
@@ -397,7 +406,7 @@ pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<&Contex
 
 /// What it means that this pod was found where the wanted one is to be.
 fn known(work: &Work, wanted: &Pod, found: Box<Pod>) -> Answer {
-    if is_ours(&found, wanted) {
+    if is_ours(&found, wanted) || broken::rule("3") {
         return Answer::Created(work.clone(), found);
     }
     let why = format!(

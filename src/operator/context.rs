@@ -20,6 +20,7 @@ use crate::catalog::cluster::{Found, NotFound};
 
 use super::metrics::Metrics;
 use super::options::Options;
+use super::pacer::Pacer;
 use super::service::Shelves;
 
 /// The time, as the runtime's own clock has it: it never runs backwards, and is whole microseconds
@@ -62,6 +63,13 @@ pub(super) struct Context {
     pub(super) options: Options,
     /// How many writes may be in flight.
     pub(super) writes: Arc<Semaphore>,
+    /// When a run may tell of what goes on, and nothing waits for it.
+    pub(super) pacer: Pacer,
+    /// How many writes in flight may be such: where the API server is slow from one moment to the
+    /// next, those that were let go do not stand before the next pods.
+    pub(super) tells: Semaphore,
+    /// How many Events may be in flight, apart from all else: nothing waits for one.
+    pub(super) events: Arc<Semaphore>,
     pub(super) shelves: Shelves,
     pub(super) snapshots: super::snapshot::Snapshots,
     pub(super) image_volumes: super::delivery::ImageVolumes,
@@ -81,6 +89,19 @@ impl Context {
         let slot = self.writes.acquire().await.ok();
         self.metrics.queued(since.elapsed());
         slot
+    }
+
+    /// Likewise for a status; `urgent` where something waits until it is on record.
+    pub(super) async fn status_slot(
+        &self,
+        urgent: bool,
+    ) -> [Option<tokio::sync::SemaphorePermit<'_>>; 2] {
+        let tell = if urgent {
+            None
+        } else {
+            self.tells.acquire().await.ok()
+        };
+        [tell, self.write_slot().await]
     }
 
     /// A service of the catalogue.
@@ -134,7 +155,8 @@ impl Context {
         }
     }
 
-    /// Tells the world of a run's move from one phase to another: logged, one Event.
+    /// Tells the world of a run's move from one phase to another: logged, and, unless it has only
+    /// begun, one Event.
     pub(super) fn announce(&self, before: &WorkflowRun, after: &WorkflowRun) {
         let phase = |run: &WorkflowRun| run.status.as_ref().and_then(|status| status.phase);
         let (from, to) = (phase(before), phase(after));
@@ -151,6 +173,10 @@ impl Context {
             _ => said.unwrap_or_default(),
         };
         tracing::info!(phase = to.as_str(), message, "the run moved");
+        if to == RunPhase::Running && from != Some(RunPhase::Suspended) {
+            // No news to whoever made it, and a write of its own for each small run.
+            return;
+        }
         let bad = matches!(to, RunPhase::Failed | RunPhase::Error);
         self.tell(after, to.as_str(), &message, bad);
     }
@@ -186,7 +212,9 @@ impl Context {
             ..Event::default()
         };
         let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        let turns = Arc::clone(&self.events);
         tokio::spawn(async move {
+            let _turn = turns.acquire().await;
             if let Err(error) = events.create(&PostParams::default(), &event).await {
                 tracing::debug!(%error, "an event could not be made");
             }
@@ -204,46 +232,45 @@ impl Context {
             &namespace,
             &kube::api::ApiResource::erase::<WorkflowRun>(&()),
         );
-        let now = self.clock.now();
-        let patch = serde_json::json!({
-            "metadata": {"resourceVersion": invalid.metadata.resource_version},
-            "status": {
-                "phase": RunPhase::Error.as_str(),
+        let (uid, generation) = (invalid.metadata.uid.clone(), invalid.metadata.generation);
+        let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(self.clock.now());
+        let status = serde_json::json!({
+            "phase": RunPhase::Error.as_str(),
+            "message": &message,
+            "completionTime": &now,
+            "conditions": [{
+                "type": crate::api::condition::FAILED,
+                "status": "True",
+                "reason": "Unreadable",
                 "message": &message,
-                "completionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now),
-                "conditions": [{
-                    "type": crate::api::condition::FAILED,
-                    "status": "True",
-                    "reason": "Unreadable",
-                    "message": &message,
-                    "lastTransitionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now),
-                }],
-            },
+                "lastTransitionTime": &now,
+            }],
         });
         tokio::spawn(async move {
             let params = kube::api::PatchParams::default();
-            let patch = kube::api::Patch::Merge(patch);
-            match runs.get_opt(&name).await {
-                // An earlier operator has said so.
-                Ok(Some(now)) => {
-                    let said = now.data.pointer("/status/message");
-                    if said.and_then(serde_json::Value::as_str) == Some(&*message) {
-                        return;
-                    }
-                }
-                Ok(None) => return,
-                Err(_) => {}
-            }
             for tries in 0..TRIES {
-                match runs.patch_status(&name, &params, &patch).await {
-                    Ok(_) => return,
-                    // It is another by now, and will be looked at as such.
-                    Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => return,
-                    Err(error) => {
-                        tracing::warn!(name, %error, "cannot say of a run that it cannot be read");
-                        tokio::time::sleep(super::apply::pause(tries)).await;
+                let said = match runs.get_opt(&name).await {
+                    Ok(Some(now))
+                        if now.metadata.uid == uid && now.metadata.generation == generation =>
+                    {
+                        let said = now.data.pointer("/status/message");
+                        if said.and_then(serde_json::Value::as_str) == Some(&*message) {
+                            // By an earlier operator, or by us, and the answer was lost.
+                            return;
+                        }
+                        let patch = kube::api::Patch::Merge(serde_json::json!({
+                            "metadata": {"resourceVersion": now.metadata.resource_version},
+                            "status": &status,
+                        }));
+                        runs.patch_status(&name, &params, &patch).await.map(drop)
                     }
-                }
+                    // It is gone, or another by now, and will be looked at as such.
+                    Ok(_) => return,
+                    Err(error) => Err(error),
+                };
+                let Err(error) = said else { return };
+                tracing::warn!(name, %error, "cannot say of a run that it cannot be read");
+                tokio::time::sleep(super::apply::pause(tries)).await;
             }
         });
     }

@@ -5,6 +5,7 @@
 //! gone get their finalizer taken off, pods that still run after their run is over are deleted, and
 //! so are runs that are past their time to live. A watch can miss that a pod is being deleted, and
 //! then nobody would let it go; so some time after runs have ended or gone, pods are looked through.
+//! It can miss a run as well; so from time to time it is asked which runs are not over.
 //!
 //! Must not decide anything about a run, nor wait for the API server.
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, Preconditions, PropagationPolicy};
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
@@ -45,8 +47,16 @@ const SILENCE: Duration = Duration::from_mins(1);
 pub(super) const RUNS: &str = "the list of runs";
 pub(super) const PODS: &str = "the list of pods";
 
-/// How many pods are asked for at once.
+/// How many objects are asked for at once.
 const PAGE: u32 = 500;
+
+/// How often pods are looked through after runs have ended or gone: whoever deletes their pods may
+/// come to it late.
+const LOOKS: u32 = 3;
+
+/// Runs that are not over, as a field selector.
+const UNFINISHED: &str =
+    "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Cancelled,status.phase!=Error";
 
 /// How many runs that are no more are remembered.
 const REMEMBERED: usize = 1000;
@@ -69,7 +79,8 @@ pub(super) enum News {
 /// Which of the places that are watched: a list of one says nothing of another.
 pub(super) type Place = usize;
 
-/// What the watches say. One at a time is on its way, so its size is of no weight.
+/// What the watches say, and what was asked for. One at a time is on its way, so its size is of no
+/// weight.
 #[allow(clippy::large_enum_variant)]
 pub(super) enum Incoming {
     Run(Place, Event<DeserializeGuard<WorkflowRun>>),
@@ -81,6 +92,12 @@ pub(super) enum Incoming {
     Vanished(String),
     /// Pods that are being deleted and have the finalizer.
     Held(Vec<Pod>),
+    /// Runs that are not over.
+    Unfinished(Place, Vec<ObjectMeta>),
+    /// All of these were told.
+    Surveyed,
+    /// A run that no watch had told of.
+    Untold(Place, DeserializeGuard<WorkflowRun>),
 }
 
 /// A run that exists.
@@ -93,6 +110,8 @@ struct Known {
     /// Of a run that cannot be read, the version of its spec for which that was said.
     #[allow(clippy::option_option, reason = "a spec may have no version")]
     unreadable: Option<Option<i64>>,
+    /// Whether it is being deleted, or is no more: whatever an older event says, nothing is begun.
+    going: bool,
 }
 
 /// A live run.
@@ -130,12 +149,15 @@ pub(super) struct Hub {
     /// Runs that exist and are over, with when they expire.
     over: BTreeMap<String, Option<Expiring>>,
     expiring: BTreeSet<Expiring>,
-    /// The last runs that are no more: their pods may still be there.
+    /// The last runs that are no more: their pods may still be there, and an old list may tell of
+    /// them once more.
     gone: VecDeque<String>,
     /// When pods are looked through.
     look_through: Option<Instant>,
-    /// Whether runs have ended or gone since that time was set: their pods may be deleted after it.
-    stirred: bool,
+    /// How often they still are, unless more runs end or go.
+    looks: u32,
+    /// When it is asked which runs are not over; none while it is.
+    survey: Option<Instant>,
     lists: BTreeMap<Place, Lists>,
     done: UnboundedSender<Incoming>,
     pulse: Pulse,
@@ -235,8 +257,28 @@ async fn unbroken(
     None
 }
 
+/// Lists objects, of each the metadata only, and gives each page away.
+async fn look_through<K>(
+    api: &Api<K>,
+    all: &ListParams,
+    mut see: impl FnMut(Vec<ObjectMeta>),
+) -> kube::Result<()>
+where
+    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let mut params = all.clone();
+    loop {
+        let page = api.list_metadata(&params).await?;
+        see(page.items.into_iter().map(|it| it.metadata).collect());
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = all.clone().continue_token(&token),
+            None => return Ok(()),
+        }
+    }
+}
+
 /// Whether a pod was made for this run, as far as that can be told.
-fn is_of(pod: &Pod, run_uid: &str) -> bool {
+pub(super) fn is_of(pod: &Pod, run_uid: &str) -> bool {
     let mut owners = pod.owner_references().iter();
     owners.any(|owner| owner.controller == Some(true) && owner.uid == run_uid)
         && pod.finalizers().iter().any(|it| it == FINALIZER)
@@ -277,7 +319,8 @@ impl Hub {
             gone: VecDeque::new(),
             // What went while nobody worked is of no run that is known.
             look_through: Some(Instant::now() + resync),
-            stirred: false,
+            looks: 1,
+            survey: Some(Instant::now() + resync),
             lists: (0..places).map(|place| (place, Lists::default())).collect(),
             done,
             pulse: health.pulse("the hub", SILENCE),
@@ -296,7 +339,7 @@ impl Hub {
         let mut beat = tokio::time::interval(SILENCE / 6);
         loop {
             let expires = self.expiring.first().map(|it| it.at);
-            let look_through = self.look_through;
+            let (look_through, survey) = (self.look_through, self.survey);
             let news = tokio::select! {
                 news = incoming.next() => match news {
                     Some(news) => news,
@@ -313,11 +356,13 @@ impl Hub {
                 }
                 () = at(look_through) => {
                     self.look_for_held();
-                    self.look_through = None;
-                    if self.stirred {
-                        self.stir();
-                        self.stirred = false;
-                    }
+                    self.looks = self.looks.saturating_sub(1);
+                    self.look_through = (self.looks > 0).then(|| self.next_look());
+                    continue;
+                }
+                () = at(survey) => {
+                    self.look_for_unfinished();
+                    self.survey = None;
                     continue;
                 }
             };
@@ -334,10 +379,23 @@ impl Hub {
                         }
                     }
                 }
+                Incoming::Unfinished(place, runs) => self.take_up_untold(place, runs),
+                Incoming::Surveyed => {
+                    self.survey = Some(self.next_look());
+                }
+                // A watch may have told of it meanwhile, and knows better.
+                Incoming::Untold(place, run) => {
+                    let uid = run.meta().uid.as_ref();
+                    if uid.is_some_and(|uid| !self.known.contains_key(uid)) {
+                        self.run_applied(place, run, true);
+                    }
+                }
                 Incoming::Over(uid, run, mut unread) => {
                     self.live.remove(&uid);
-                    if let Some(run) = run.filter(|_| self.known.contains_key(&uid)) {
-                        self.is_over(uid, &run);
+                    match (run, self.known.get_mut(&uid)) {
+                        (Some(run), Some(_)) => self.is_over(uid, &run),
+                        (None, Some(known)) => known.going = true,
+                        (_, None) => {}
                     }
                     while let Ok(news) = unread.try_recv() {
                         if let News::Pod(pod) = news {
@@ -389,11 +447,17 @@ impl Hub {
         }
     }
 
-    /// `listed`: the run was there before this operator looked, so somebody may have begun it.
+    /// `listed`: the run may have been there before this operator looked, and somebody may have
+    /// begun it.
     fn run_applied(&mut self, place: Place, run: DeserializeGuard<WorkflowRun>, listed: bool) {
         let Some(uid) = run.meta().uid.clone() else {
             return;
         };
+        // Told by a list that is older than what was told before. A UID is nobody else's: begun
+        // anew, the run would have its pods once more.
+        if !self.known.contains_key(&uid) && self.gone.contains(&uid) {
+            return;
+        }
         let known = self.known.entry(uid.clone()).or_insert_with(|| {
             self.context
                 .metrics
@@ -404,8 +468,11 @@ impl Hub {
                 name: run.meta().name.clone().unwrap_or_default(),
                 phase: RunPhase::Pending,
                 unreadable: None,
+                going: false,
             }
         });
+        known.going |= run.meta().deletion_timestamp.is_some();
+        let going = known.going;
         let run = match run.0 {
             Ok(run) => Arc::new(run),
             Err(invalid) => {
@@ -435,7 +502,7 @@ impl Hub {
             return;
         }
         // What is over stays over: a watch may still show an earlier state.
-        if self.over.contains_key(&uid) || run.metadata.deletion_timestamp.is_some() {
+        if self.over.contains_key(&uid) || going {
             return;
         }
         let begun = status.is_some_and(|status| status.start_time.is_some());
@@ -491,7 +558,9 @@ impl Hub {
             self.expiring.remove(&expiring);
         }
         self.stir();
-        self.gone.push_back(uid.to_owned());
+        if !self.gone.iter().any(|it| it == uid) {
+            self.gone.push_back(uid.to_owned());
+        }
         if self.gone.len() > REMEMBERED {
             self.gone.pop_front();
         }
@@ -599,45 +668,93 @@ impl Hub {
         });
     }
 
-    /// Pods may be deleted that no live run asks for.
-    fn stir(&mut self) {
-        let resync = self.context.options.resync;
-        self.look_through
-            .get_or_insert_with(|| Instant::now() + resync);
-        self.stirred = true;
+    /// When to ask again for what no watch may have told.
+    fn next_look(&self) -> Instant {
+        Instant::now() + self.context.options.resync
     }
 
-    /// Asks for all pods of this operator's runs, in pages, and of each for its metadata only.
+    /// Pods may be deleted that no live run asks for.
+    fn stir(&mut self) {
+        let next = self.next_look();
+        self.look_through.get_or_insert(next);
+        self.looks = LOOKS;
+    }
+
+    /// Asks for all pods of this operator's runs, in pages.
     fn look_for_held(&self) {
         let (context, done) = (Arc::clone(&self.context), self.done.clone());
         tokio::spawn(async move {
             let options = &context.options;
-            let first = ListParams::default()
-                .labels(&super::pod_labels(options))
-                .limit(PAGE);
+            let ours = ListParams::default().labels(&super::pod_labels(options));
+            let ours = ours.limit(PAGE);
+            let see = |page: Vec<ObjectMeta>| {
+                let pods = page.into_iter().map(|metadata| Pod {
+                    metadata,
+                    ..Pod::default()
+                });
+                let _ = done.send(Incoming::Held(pods.filter(is_held).collect()));
+            };
             for pods in super::apis::<Pod>(&context.client, &options.scope) {
-                let (mut params, mut tries) = (first.clone(), 0);
-                loop {
-                    let page = match pods.list_metadata(&params).await {
-                        Ok(page) => page,
-                        Err(error) => {
-                            tracing::warn!(%error, "cannot look through the pods yet");
-                            tokio::time::sleep(apply::pause(tries)).await;
-                            // The rest of a list is kept for some minutes only.
-                            (params, tries) = (first.clone(), tries + 1);
-                            continue;
-                        }
-                    };
-                    let held = page.items.into_iter().filter(is_held);
-                    let held = held.map(|pod| Pod {
-                        metadata: pod.metadata,
-                        ..Pod::default()
-                    });
-                    let _ = done.send(Incoming::Held(held.collect()));
-                    match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                        Some(token) => params = first.clone().continue_token(&token),
-                        None => break,
-                    }
+                let mut tries = 0;
+                // From the beginning: the rest of a list is kept for some minutes only.
+                while let Err(error) = look_through(&pods, &ours, see).await {
+                    tracing::warn!(%error, "cannot look through the pods yet");
+                    tokio::time::sleep(apply::pause(tries)).await;
+                    tries += 1;
+                }
+            }
+        });
+    }
+
+    /// Asks for all runs that are not over. What fails is asked for again the next time.
+    fn look_for_unfinished(&self) {
+        let (context, done) = (Arc::clone(&self.context), self.done.clone());
+        tokio::spawn(async move {
+            // From the API server's memory, and so in one piece: in pages it would read them from
+            // the store, with all that are over.
+            let unfinished = ListParams::default().fields(UNFINISHED).match_any();
+            let all = super::apis::<WorkflowRun>(&context.client, &context.options.scope);
+            for (place, runs) in all.into_iter().enumerate() {
+                let see = |page| {
+                    let _ = done.send(Incoming::Unfinished(place, page));
+                };
+                let mut answer = look_through(&runs, &unfinished, see).await;
+                if matches!(&answer, Err(kube::Error::Api(status)) if status.code == 400) {
+                    // An API server before 1.31 knows no such field.
+                    let every = ListParams::default().limit(PAGE);
+                    answer = look_through(&runs, &every, see).await;
+                }
+                if let Err(error) = answer {
+                    tracing::warn!(%error, "cannot look through the runs");
+                }
+            }
+            let _ = done.send(Incoming::Surveyed);
+        });
+    }
+
+    /// Reads those of these runs that are not known. What fails is tried again the next time.
+    fn take_up_untold(&self, place: Place, mut runs: Vec<ObjectMeta>) {
+        let shard = self.context.options.shard;
+        runs.retain(|run| {
+            let uid = run.uid.as_ref();
+            uid.is_some_and(|uid| {
+                shard.has(uid) && !self.known.contains_key(uid) && !self.gone.contains(uid)
+            })
+        });
+        if runs.is_empty() {
+            return;
+        }
+        let (context, done) = (Arc::clone(&self.context), self.done.clone());
+        tokio::spawn(async move {
+            for run in runs {
+                let namespace = run.namespace.unwrap_or_default();
+                let api: Api<DeserializeGuard<WorkflowRun>> =
+                    Api::namespaced(context.client.clone(), &namespace);
+                let found = api.get_opt(&run.name.unwrap_or_default()).await;
+                if let Ok(Some(found)) = found
+                    && found.meta().uid == run.uid
+                {
+                    let _ = done.send(Incoming::Untold(place, found));
                 }
             }
         });

@@ -43,18 +43,27 @@ pub struct Timing {
 }
 
 impl Default for Timing {
+    /// Duration and deadline are those of Kubernetes' own controllers.
     fn default() -> Self {
-        Self {
-            duration: Duration::from_secs(15),
-            renew_every: Duration::from_secs(5),
-            give_up: Duration::from_secs(10),
-            look_every: Duration::from_secs(1),
-            call: Duration::from_millis(2500),
-        }
+        Self::of(Duration::from_secs(15))
     }
 }
 
 impl Timing {
+    /// The times that go with a Lease of this duration: one renewal may hang, and the last third is for what was
+    /// sent before leadership ended.
+    #[must_use]
+    pub fn of(duration: Duration) -> Self {
+        Self {
+            duration,
+            renew_every: duration / 3,
+            give_up: duration * 2 / 3,
+            // However long the Lease: what was given back is taken up at once.
+            look_every: (duration / 15).min(Duration::from_secs(1)),
+            call: duration / 6,
+        }
+    }
+
     fn seconds(&self) -> i32 {
         let begun = u64::from(self.duration.subsec_nanos() > 0);
         let whole = self.duration.as_secs().saturating_add(begun);

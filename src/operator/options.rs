@@ -195,6 +195,8 @@ pub struct Election {
     pub lease: String,
     /// This process's name in it; no other process may have the same.
     pub identity: String,
+    /// How long the others wait for a silent holder.
+    pub duration: Duration,
 }
 
 /// How `apscli-node` comes into the container of a node.

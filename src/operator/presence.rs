@@ -36,11 +36,12 @@ pub async fn kinds(client: &Client, health: &Health, group_version: &str, plural
             }
             Err(error) => format!("cannot ask the API: {error}"),
         };
+        // First for who asks: whoever has read the line may.
+        need.missing(&why);
         if why != said {
             info!("waits for its resources: {why}");
             said.clone_from(&why);
         }
-        need.missing(&why);
         sleep(Duration::from_secs(2)).await;
     }
 }

@@ -2,16 +2,25 @@
 //! network or a kill can do, and a real API server; and the local driver likewise.
 //!
 //! `proxy` does the harm, `process` is the operator as a process, `witness` sees what really came to
-//! pass, `scenario` says what is run, `plan` runs each scenario once clean and then once for each
-//! write and each fault, and compares.
+//! pass, `effects` likewise what processes really do, `scenario` says what is run, `plan` what goes wrong in
+//! it. `play` carries a plan out, `came` compares what comes of it, `judge` says what has to come of it
+//! where work was lost. `matrix` runs each scenario once clean and then with each plan, `report` counts.
+//! `broken` shows that all this notices an operator that breaks a rule.
 
+mod broken;
+mod came;
+mod effects;
+mod judge;
 mod local;
+mod matrix;
 mod monkey;
 mod outages;
 mod plan;
+mod play;
 mod process;
 mod proxy;
 mod proxy_tests;
+mod report;
 mod scenario;
 mod witness;
 
@@ -21,5 +30,5 @@ use crate::cluster;
 #[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
 async fn the_same_comes_of_a_run_whatever_goes_wrong() {
     cluster::definitions();
-    plan::matrix(cluster::client(cluster::FAKE).await).await;
+    matrix::run(cluster::client(cluster::FAKE).await).await;
 }

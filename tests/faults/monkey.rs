@@ -13,7 +13,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::plan::{Place, Play};
+use super::play::{Place, Play};
 use super::scenario::{Scenario, Step, chain, plain_scenario, run};
 use super::witness::{api, pods, runs};
 use crate::cluster;
@@ -292,6 +292,7 @@ async fn rights_that_are_taken_away_and_given_back_end_nothing() {
     play.create(&binding).await;
     play.begin().await;
     play.step(&Step::UntilRuns("b/1")).await;
+    play.step(&Step::UntilPhase("Running")).await;
     let bindings = api(
         &place.client,
         &place.namespace,

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::plan::{Place, Play};
+use super::play::{Place, Play};
 use super::scenario::{Scenario, Step, chain, plain_scenario, run};
 use crate::cluster;
 

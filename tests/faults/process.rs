@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 /// How an operator is started.
 pub struct Launch {
+    pub program: PathBuf,
     pub namespace: String,
     pub api: SocketAddr,
     /// Whether it stands for election; without, there must be only one.
@@ -21,6 +22,8 @@ pub struct Launch {
     pub log: PathBuf,
     /// More words for the command line.
     pub more: Vec<String>,
+    /// More variables.
+    pub variables: Vec<(String, String)>,
 }
 
 struct Inner {
@@ -53,7 +56,7 @@ impl Operator {
         std::fs::write(dir.path().join("kubeconfig"), text).unwrap();
         let inner = Inner {
             child: None,
-            environment: Vec::new(),
+            environment: launch.variables.clone(),
             starts: 0,
             accidents: Vec::new(),
         };
@@ -76,13 +79,14 @@ impl Operator {
         let mut inner = self.inner.lock().unwrap();
         assert!(inner.child.is_none(), "it runs already");
         let Launch {
+            program,
             namespace,
             elects,
             log,
             more,
             ..
         } = &*self.launch;
-        let child = Command::new(env!("CARGO_BIN_EXE_apscli"))
+        let child = Command::new(program)
             .args(["operator", "--listen=127.0.0.1:0", "--node-image=fake"])
             .args(["--namespace", namespace, "--shared-namespace", namespace])
             .arg(format!("--leader-election={elects}"))
@@ -91,6 +95,8 @@ impl Operator {
             .env_clear()
             .envs(inner.environment.iter().cloned())
             .env("KUBECONFIG", self.dir.path().join("kubeconfig"))
+            // A runner has its folder there.
+            .env("TMPDIR", self.dir.path())
             .env("POD_NAMESPACE", namespace)
             .env("APSCLI_LOG", "info,apscli=debug")
             .stdin(Stdio::null())
@@ -140,6 +146,12 @@ impl Operator {
         inner.child = None;
         inner.accidents.push(status.to_string());
         false
+    }
+
+    /// Whether a runner of this operator, or of one that was killed, has left its folder.
+    pub fn leaves_folders(&self) -> bool {
+        let mut entries = std::fs::read_dir(self.dir.path()).unwrap();
+        entries.any(|it| it.unwrap().file_name() != "kubeconfig")
     }
 
     pub fn starts(&self) -> usize {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use apscli::operator::client::kind;
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -116,6 +116,9 @@ pub enum WatchFault {
     HalfOpen,
     /// As `GoneInStream`, and the next list is answered as the first one was.
     Stale,
+    /// Likewise, as it was when the first event had come: an object is told of as it was, or
+    /// though it is gone.
+    Older,
     /// Of this object, nothing is told from here on.
     Swallow,
     /// The event that was waited for is left out.
@@ -174,9 +177,16 @@ struct Inner {
     frozen: BTreeMap<String, Instant>,
     swallowed: Vec<(String, String)>,
     gone: BTreeMap<String, usize>,
-    stale: BTreeMap<String, usize>,
+    /// What the next list is answered with.
+    stale: BTreeMap<String, Bytes>,
     /// The first answer to each list.
     lists: BTreeMap<String, Bytes>,
+    /// The same with the first event of a watch.
+    older: BTreeMap<String, Bytes>,
+    /// Objects, by resource and name, that are told so that nobody can read them.
+    garbled: Vec<(String, String)>,
+    /// Writes that have arrived and have not gone their way.
+    in_flight: usize,
 }
 
 struct Shared {
@@ -268,6 +278,17 @@ impl Proxy {
         resources.iter().all(begun)
     }
 
+    /// From now on, lists and watches tell of this object so that nobody can read it.
+    pub fn garble(&self, resource: &str, name: &str) {
+        let object = (resource.to_owned(), name.to_owned());
+        self.shared.inner.lock().unwrap().garbled.push(object);
+    }
+
+    /// Whether writes have arrived that have not gone their way; but for those of Leases.
+    pub fn is_busy(&self) -> bool {
+        self.shared.inner.lock().unwrap().in_flight > 0
+    }
+
     /// Lets what is held go on.
     pub fn release(&self) {
         self.shared.released.send_replace(true);
@@ -284,7 +305,13 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, generation: u64) {
         let shared = Arc::clone(&shared);
         async move {
             // A call that has arrived goes its way, also where nobody waits for its answer.
-            let call = tokio::spawn(call(shared, request, generation));
+            let writes = !request.method().is_safe() && !request.uri().path().contains("/leases");
+            let underway = writes.then(|| Underway::new(&shared));
+            let call = tokio::spawn(async move {
+                let answer = call(shared, request, generation).await;
+                drop(underway);
+                answer
+            });
             match call.await {
                 Ok(Some(answer)) => Ok(answer),
                 Ok(None) | Err(_) => Err("the connection is cut by a rule"),
@@ -294,6 +321,22 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, generation: u64) {
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
         .await;
+}
+
+/// A write on its way.
+struct Underway(Arc<Shared>);
+
+impl Underway {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.inner.lock().unwrap().in_flight += 1;
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.inner.lock().unwrap().in_flight -= 1;
+    }
 }
 
 /// None: the connection is cut.
@@ -353,8 +396,10 @@ async fn call(shared: Arc<Shared>, request: Request<Incoming>, generation: u64) 
             return Refusal::Status(410, "Expired").answer();
         }
     }
-    if key.verb == "list" {
-        let stale = shared.inner.lock().unwrap().stale_list(&key.resource);
+    let accepts = head.headers.get(ACCEPT).and_then(|it| it.to_str().ok());
+    let metadata_only = accepts.is_some_and(|it| it.contains("PartialObjectMetadata"));
+    if key.verb == "list" && !metadata_only {
+        let stale = shared.inner.lock().unwrap().stale.remove(&key.resource);
         if let Some(stale) = stale {
             return Some(whole(StatusCode::OK, stale));
         }
@@ -387,12 +432,14 @@ async fn call(shared: Arc<Shared>, request: Request<Incoming>, generation: u64) 
             watch(shared, key.resource, body),
         ));
     }
-    let body = body.collect().await.ok()?.to_bytes();
-    shared
-        .inner
-        .lock()
-        .unwrap()
-        .carried_out(&key, head.status, &body);
+    let mut body = body.collect().await.ok()?.to_bytes();
+    {
+        let mut inner = shared.inner.lock().unwrap();
+        if key.verb == "list" {
+            body = inner.garble_list(&key.resource, body);
+        }
+        inner.carried_out(&key, head.status, &body);
+    }
     match fault {
         Some(Fault::Lose(refusal)) => return refusal.answer(),
         Some(fault @ Fault::KillUnanswered) => {
@@ -422,6 +469,15 @@ fn name_in(path: &str, resource: &str) -> String {
     let resource = resource.split('/').next().unwrap_or_default();
     let mut parts = path.split('/').skip_while(|part| *part != resource);
     parts.nth(1).unwrap_or_default().to_owned()
+}
+
+/// A name without what differs from run to run: the hash of a content, or of a UID.
+fn unhashed(name: &str) -> String {
+    let is_hash = |part: &&str| part.len() >= 20 && part.bytes().all(|it| it.is_ascii_hexdigit());
+    let parts = name
+        .split('-')
+        .map(|part| Some(part).filter(|it| !is_hash(it)).unwrap_or("…"));
+    parts.collect::<Vec<_>>().join("-")
 }
 
 fn boxed(body: Bytes) -> UnsyncBoxBody<Bytes, BoxError> {
@@ -488,6 +544,8 @@ impl Inner {
             && let Some(title) = self.pods.get(&key.name)
         {
             key.name.clone_from(title);
+        } else {
+            key.name = unhashed(&key.name);
         }
     }
 
@@ -535,10 +593,45 @@ impl Inner {
         }
     }
 
-    fn stale_list(&mut self, resource: &str) -> Option<Bytes> {
-        let left = self.stale.get_mut(resource).filter(|left| **left > 0)?;
-        *left -= 1;
-        self.lists.get(resource).cloned()
+    /// Makes an object one that nobody can read, where it is to be such; returns whether it is.
+    fn garble(&self, resource: &str, object: &mut Value) -> bool {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let told_so = |(of, called): &(String, String)| of == resource && called == name;
+        let garbled = self.garbled.iter().any(told_so);
+        if garbled {
+            object["spec"] = json!("garbled by the test");
+        }
+        garbled
+    }
+
+    fn garble_list(&self, resource: &str, body: Bytes) -> Bytes {
+        if !self.garbled.iter().any(|(of, _)| of == resource) {
+            return body;
+        }
+        let mut list: Value = serde_json::from_slice(&body).unwrap_or_default();
+        for object in list["items"].as_array_mut().into_iter().flatten() {
+            self.garble(resource, object);
+        }
+        Bytes::from(list.to_string())
+    }
+
+    /// The first list with the first event.
+    fn remember(&mut self, resource: &str, event: &Value) {
+        if self.older.contains_key(resource) || event["type"] == "DELETED" {
+            return;
+        }
+        let Some(first) = self.lists.get(resource) else {
+            return;
+        };
+        let mut list: Value = serde_json::from_slice(first).unwrap_or_default();
+        let object = &event["object"];
+        list["metadata"]["resourceVersion"] = object["metadata"]["resourceVersion"].clone();
+        if let Some(items) = list["items"].as_array_mut() {
+            items.retain(|item| item["metadata"]["uid"] != object["metadata"]["uid"]);
+            items.push(object.clone());
+            let list = Bytes::from(list.to_string());
+            self.older.insert(resource.to_owned(), list);
+        }
     }
 
     fn carried_out(&mut self, key: &Key, status: StatusCode, body: &Bytes) {
@@ -569,6 +662,7 @@ impl Inner {
             return Fate::Told;
         }
         *self.ledger.told.entry(resource.to_owned()).or_default() += 1;
+        self.remember(resource, event);
         let mut fate = Fate::Told;
         for (rule, seen) in &mut self.rules {
             let Rule::Event {
@@ -608,8 +702,14 @@ impl Inner {
                     Fate::Cut
                 }
                 WatchFault::HalfOpen => Fate::Silence,
-                WatchFault::Stale => {
-                    self.stale.insert(resource.to_owned(), 1);
+                WatchFault::Stale | WatchFault::Older => {
+                    let lists = match *fault {
+                        WatchFault::Stale => &self.lists,
+                        _ => &self.older,
+                    };
+                    if let Some(list) = lists.get(resource) {
+                        self.stale.insert(resource.to_owned(), list.clone());
+                    }
                     Fate::Gone
                 }
                 WatchFault::Swallow => {
@@ -658,10 +758,16 @@ fn watch(shared: Arc<Shared>, resource: String, mut body: Body) -> UnsyncBoxBody
             let Ok(data) = frame.into_data() else { return };
             rest.extend_from_slice(&data);
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = rest.drain(..=end).collect();
-                let event: Value = serde_json::from_slice(&line).unwrap_or_default();
-                let fate = shared.inner.lock().unwrap().event(&resource, &event);
-                let frozen = shared.inner.lock().unwrap().frozen.get(&resource).copied();
+                let mut line: Vec<u8> = rest.drain(..=end).collect();
+                let mut event: Value = serde_json::from_slice(&line).unwrap_or_default();
+                let (fate, frozen) = {
+                    let mut inner = shared.inner.lock().unwrap();
+                    if inner.garble(&resource, &mut event["object"]) {
+                        line = format!("{event}\n").into_bytes();
+                    }
+                    let fate = inner.event(&resource, &event);
+                    (fate, inner.frozen.get(&resource).copied())
+                };
                 if let Some(until) = frozen {
                     sleep_until(until).await;
                 }

@@ -378,6 +378,83 @@ async fn a_stale_list_is_the_first_one_once_more() {
 }
 
 #[tokio::test]
+async fn an_older_list_is_the_first_one_with_the_first_event() {
+    let server = Server::default();
+    let rule = event("", Said::Deleted, 1, WatchFault::Older);
+    let (_proxy, client) = through(&server, vec![rule]).await;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "n");
+    let names = async || {
+        let list = pods.list(&ListParams::default()).await.unwrap();
+        let names = list.items.into_iter().map(|it| it.metadata.name.unwrap());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(names().await, [""; 0]);
+    assert_eq!(told(&client).await.0[4], "410");
+    assert_eq!(names().await, ["pod-one"]);
+    assert_eq!(names().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn nobody_can_read_an_object_that_is_garbled_and_all_others_can_be_read() {
+    let server = Server::default();
+    let (proxy, client) = through(&server, Vec::new()).await;
+    proxy.garble("pods", "pod-two");
+    let pods: Api<Pod> = Api::namespaced(client, "n");
+    let watch = pods.watch(&WatchParams::default(), "0").await.unwrap();
+    let first: Vec<_> = watch.take(2).collect().await;
+    assert!(matches!(&first[..], [Ok(_), Err(_)]), "{first:?}");
+}
+
+#[tokio::test]
+async fn a_write_that_is_held_is_on_its_way() {
+    let server = Server::default();
+    let (proxy, client) = through(
+        &server,
+        vec![call("create", "pods", "", 1, Fault::HoldBefore)],
+    )
+    .await;
+    let pods: Api<Pod> = Api::namespaced(client, "n");
+    let held = tokio::spawn(async move {
+        let pod = typed("one");
+        pods.create(&PostParams::default(), &pod).await
+    });
+    while !proxy.is_busy() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    proxy.release();
+    held.await.unwrap().unwrap();
+    assert!(!proxy.is_busy());
+}
+
+/// Pages and copies of a service are named by hashes that no other run has.
+#[tokio::test]
+async fn a_rule_knows_an_object_whatever_hash_is_in_its_name() {
+    let server = Server::default();
+    let lose = Fault::Refuse(Refusal::Reset);
+    let rule = call("create", "configmaps", "apscli-service-…-0", 1, lose);
+    let (proxy, client) = through(&server, vec![rule]).await;
+    let maps: Api<ConfigMap> = Api::namespaced(client, "n");
+    let name = "apscli-service-5e87c41a2e3a3bfecd73c4f4ab3ee4ee-0";
+    let map = json!({"metadata": {"name": name}});
+    let map: ConfigMap = serde_json::from_value(map).unwrap();
+    assert!(maps.create(&PostParams::default(), &map).await.is_err());
+    assert_eq!(proxy.ledger().fired, 1);
+}
+
+/// The proxy speaks HTTP/1.1 alone. Nothing of HTTP/2 is linked into the operator, so its client
+/// cannot ask for it; where that changes the proxy has to learn it too.
+#[test]
+fn the_operators_client_knows_no_http_2() {
+    let locked = include_str!("../../Cargo.lock");
+    let packages: Vec<&str> = locked
+        .lines()
+        .filter(|it| it.starts_with("name = "))
+        .collect();
+    assert!(packages.contains(&"name = \"hyper\""));
+    assert!(!packages.contains(&"name = \"h2\""));
+}
+
+#[tokio::test]
 async fn what_no_rule_is_about_passes_as_it_is() {
     let server = Server::default();
     let refuse = Fault::Refuse(Refusal::Status(500, "InternalError"));

@@ -154,12 +154,18 @@ impl Witness {
     }
 }
 
+/// The `NODE/ATTEMPT` that a pod says it is for.
+pub fn title(pod: &Value) -> Option<String> {
+    let annotations = &pod["metadata"]["annotations"];
+    let node = annotations["apscli.dev/node"].as_str()?;
+    let attempt = annotations["apscli.dev/attempt"].as_str();
+    Some(format!("{node}/{}", attempt.unwrap_or_default()))
+}
+
 fn take_pod(view: &mut View, pod: &Value, gone: bool) {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let metadata = &pod["metadata"];
-    let annotations = &metadata["annotations"];
-    let node = annotations["apscli.dev/node"].as_str();
-    let (Some(node), uid) = (node, text(&metadata["uid"])) else {
+    let (Some(title), uid) = (title(pod), text(&metadata["uid"])) else {
         return;
     };
     let phase = text(&pod["status"]["phase"]);
@@ -167,10 +173,7 @@ fn take_pod(view: &mut View, pod: &Value, gone: bool) {
     // As it was made: somebody may change what it says.
     let (run, title) = match before {
         Some(before) => (before.run.clone(), before.title.clone()),
-        None => (
-            text(&metadata["labels"]["apscli.dev/run-uid"]),
-            format!("{node}/{}", text(&annotations["apscli.dev/attempt"])),
-        ),
+        None => (text(&metadata["labels"]["apscli.dev/run-uid"]), title),
     };
     let before = before.is_some_and(|pod| pod.ran);
     let seen = PodSeen {

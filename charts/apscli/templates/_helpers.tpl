@@ -65,17 +65,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{ .Values.namespaces | default (list .Release.Namespace) | uniq | sortAlpha | toJson }}
 {{- end -}}
 
-{{/* How containers of this chart run: the restricted standard and more. */}}
 {{/* Whether there is a runner for processes: "true" or nothing. */}}
 {{- define "apscli.processes" -}}
 {{- if or .Values.processes.namespaces .Values.processes.services }}true{{ end -}}
 {{- end -}}
 
+{{/* How containers of this chart run: the restricted standard and more. */}}
 {{- define "apscli.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 65534
-runAsGroup: 65534
-fsGroup: 65534
+runAsUser: {{ .Values.user | int64 }}
+runAsGroup: {{ .Values.user | int64 }}
+fsGroup: {{ .Values.user | int64 }}
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}

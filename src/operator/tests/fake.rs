@@ -23,10 +23,13 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tower::BoxError;
+use tower::{BoxError, Layer};
 
 use crate::engine::event::{Captured, Ending, Outcome};
 use crate::executor::frame;
+use crate::operator::client::Calls;
+use crate::operator::lease::Leadership;
+use crate::operator::metrics::Metrics;
 
 /// What becomes of a call.
 #[derive(Clone, Debug)]
@@ -63,6 +66,7 @@ struct Rule {
 
 /// The line of a look through all pods.
 const LOOK: &str = "look through pods";
+const SURVEY: &str = "look through runs";
 
 struct Watcher {
     resource: String,
@@ -155,11 +159,25 @@ impl Fake {
         (Client::new(service, "default"), process)
     }
 
+    /// Likewise, with its calls counted as in the program.
+    pub fn counted_client(&self, metrics: &Arc<Metrics>) -> Client {
+        let calls = Calls {
+            metrics: Arc::clone(metrics),
+            leadership: Leadership::alone(),
+        };
+        let (fake, living) = (self.clone(), Arc::new(AtomicBool::new(false)));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (fake, living) = (fake.clone(), Arc::clone(&living));
+            async move { fake.call(request, &living).await }
+        });
+        Client::new(calls.layer(service), "default")
+    }
+
     /// What was called since the last time, watches left out, and looks through all pods, which
     /// nothing is done for and which come in their own time.
     pub fn calls(&self) -> Vec<String> {
         let mut calls = std::mem::take(&mut self.state().calls);
-        calls.retain(|call| call != LOOK);
+        calls.retain(|call| call != LOOK && call != SURVEY);
         calls
     }
 
@@ -168,6 +186,14 @@ impl Fake {
         let mut state = self.state();
         let before = state.calls.len();
         state.calls.retain(|call| call != LOOK);
+        before - state.calls.len()
+    }
+
+    /// How often runs were, likewise.
+    pub fn surveys(&self) -> usize {
+        let mut state = self.state();
+        let before = state.calls.len();
+        state.calls.retain(|call| call != SURVEY);
         before - state.calls.len()
     }
 
@@ -717,6 +743,15 @@ impl Fake {
 
 type Refused = (u16, &'static str, String);
 
+/// Whether a field selector takes an object, of the form `PATH!=TEXT,…`.
+fn has_not(fields: &str, object: &Value) -> bool {
+    fields.split(',').filter(|it| !it.is_empty()).all(|field| {
+        let (path, text) = field.split_once("!=").expect("a field that is not");
+        let found = object.pointer(&format!("/{}", path.replace('.', "/")));
+        found.and_then(Value::as_str).unwrap_or_default() != text
+    })
+}
+
 /// Whether a label selector is true of an object: `name`, `name=value` and `name in (…)`.
 fn selects(selector: &str, object: &Value) -> bool {
     let labels = &object["metadata"]["labels"];
@@ -796,6 +831,9 @@ impl State {
             }
             ("POST", ..) => format!("create {resource}"),
             ("GET", "pods", _) if call.name.is_empty() && call.metadata_only => LOOK.to_owned(),
+            ("GET", "workflowruns", _) if call.name.is_empty() && call.metadata_only => {
+                SURVEY.to_owned()
+            }
             ("GET", ..) if call.name.is_empty() => format!("list {resource}"),
             (method, ..) => format!("{} {resource} {}", method.to_lowercase(), call.name),
         }
@@ -854,7 +892,8 @@ impl State {
 
     fn list(&self, call: &Call) -> Value {
         let selector = call.query("labelSelector").unwrap_or_default();
-        let wanted = |object: &&Value| selects(selector, object);
+        let fields = call.query("fieldSelector").unwrap_or_default();
+        let wanted = |object: &&Value| selects(selector, object) && has_not(fields, object);
         let objects = self.objects.iter().filter(|(key, _)| {
             key.0 == call.resource && call.namespace.as_ref().is_none_or(|it| *it == key.1)
         });
@@ -1114,6 +1153,7 @@ impl Call {
                     .replace('+', " ")
                     .replace("%28", "(")
                     .replace("%29", ")")
+                    .replace("%21", "!")
                     .replace("%2F", "/")
                     .replace("%3D", "=")
                     .replace("%2C", ",");

@@ -230,6 +230,36 @@ async fn a_cancelled_run() {
     }
 }
 
+/// The first record comes after the first pods: that there is none does not say that there are none.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_cancelled_before_its_first_record_has_its_pods_ended() {
+    for begun in [true, false] {
+        let fake = Fake::new();
+        fake.put("workflowruns", run_of(&json!({"a": node(&[])})));
+        if begun {
+            let first = operate(&fake, options());
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            first.dies();
+            fake.pod_runs("a/1");
+            assert_eq!(phase(&fake), "-");
+        }
+        fake.calls();
+        fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
+        operate(&fake, options());
+        passes(1).await;
+        if begun {
+            fake.pod_stopped("a/1");
+            passes(1).await;
+        }
+        assert_eq!(phase(&fake), "Cancelled");
+        let pods = fake.calls();
+        let deleted = pods.iter().any(|it| it.starts_with("delete pod"));
+        assert_eq!(deleted, begun, "{pods:#?}");
+        let before = "cancelled before it began";
+        assert_eq!(message(&fake) == before, !begun, "{}", message(&fake));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_restart_word_for_word() {
     let fake = Fake::new();
@@ -262,7 +292,6 @@ async fn a_restart_word_for_word() {
             "list pods",
             "create pod b/1",
             "create pod c/1",
-            "status Running 1/4",
             "status Running 1/4"
         ]
     );
@@ -322,16 +351,22 @@ async fn a_pod_deleted_meanwhile_still_tells_its_result() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_pod_that_was_taken_away_meanwhile_is_lost() {
+/// A cluster in which a run's pod of `a` runs, and its operator has died.
+async fn dead_while_a_runs(run: Value) -> Fake {
     let fake = Fake::new();
     let first = operate(&fake, options());
     passes(1).await;
-    fake.put("workflowruns", run_of(&json!({"a": node(&[])})));
+    fake.put("workflowruns", run);
     passes(1).await;
     fake.pod_runs("a/1");
     passes(1).await;
     first.dies();
+    fake
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_was_taken_away_meanwhile_is_lost() {
+    let fake = dead_while_a_runs(run_of(&json!({"a": node(&[])}))).await;
     fake.pod_vanishes("a/1");
     operate(&fake, options());
     passes(1).await;
@@ -339,6 +374,33 @@ async fn a_pod_that_was_taken_away_meanwhile_is_lost() {
     assert_eq!(fake.created()["a/1"], 1);
     fake.calls();
     silence(&fake).await;
+}
+
+/// The user asked for its end, so it is not a failure: with an operator there it would be none.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_was_taken_away_after_a_cancel_is_cancelled() {
+    let fake = dead_while_a_runs(run_of(&json!({"a": node(&[])}))).await;
+    fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
+    fake.pod_vanishes("a/1");
+    operate(&fake, options());
+    passes(1).await;
+    assert_eq!(phases(&fake), ["a Cancelled Cancelled"]);
+    assert_eq!(phase(&fake), "Cancelled");
+    assert_eq!(fake.created()["a/1"], 1);
+    fake.calls();
+    silence(&fake).await;
+}
+
+/// A deadline that has passed since is another matter: it was lost before that.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_was_taken_away_before_the_deadline_is_lost() {
+    let spec = json!({"template": {"a": node(&[])}, "timeout": "60s"});
+    let fake = dead_while_a_runs(super::run(&spec)).await;
+    fake.pod_vanishes("a/1");
+    passes(100).await;
+    operate(&fake, options());
+    passes(1).await;
+    assert_eq!(phases(&fake), ["a Error Lost"]);
 }
 
 #[tokio::test(start_paused = true)]

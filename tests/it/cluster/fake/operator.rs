@@ -16,6 +16,9 @@ use crate::operator_command::get;
 /// How long the operator may take to begin on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// How much of the log a failed test shows.
+const LAST_LINES: usize = 60;
+
 pub struct Operator {
     child: Child,
     address: String,
@@ -36,9 +39,20 @@ impl Operator {
 
     /// With these words and variables, as whom the kubeconfig says.
     pub fn start(kubeconfig: &OsStr, variables: &[(&str, &str)], words: &[&str]) -> Self {
+        let program = Command::new(env!("CARGO_BIN_EXE_apscli"));
+        Self::start_by(program, kubeconfig, variables, words)
+    }
+
+    /// The same by a command that is the program.
+    pub fn start_by(
+        mut program: Command,
+        kubeconfig: &OsStr,
+        variables: &[(&str, &str)],
+        words: &[&str],
+    ) -> Self {
         let dir = TempDir::new().unwrap();
         let log = dir.path().join("log");
-        let child = Command::new(env!("CARGO_BIN_EXE_apscli"))
+        let child = program
             .args(["operator", "--listen=127.0.0.1:0", "--log-format=json"])
             .args(words)
             .env_clear()
@@ -86,6 +100,10 @@ impl Operator {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
@@ -110,6 +128,14 @@ impl Operator {
 
 impl Drop for Operator {
     fn drop(&mut self) {
+        // A test that fails waits for something that it did not do: why, its log may say.
+        if std::thread::panicking() {
+            let state = self.child.try_wait();
+            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+            eprintln!("the operator ({state:?}) said last\n{}", last.join("\n"));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -172,6 +198,22 @@ impl Metrics {
         self.sum("apscli_reconcile_seconds_count", |labels| {
             labels["resource"] == "workflowruns"
         })
+    }
+
+    /// The time in a histogram of seconds that so large a part of what came after `before` kept to:
+    /// its bucket's upper end. None: nothing came.
+    pub fn quantile(&self, before: &Self, histogram: &str, part: f64) -> Option<f64> {
+        let name = format!("{histogram}_bucket");
+        let up_to = |metrics: &Self, le: &str| metrics.sum(&name, |labels| labels["le"] == le);
+        let ends = self.samples.iter().filter(|it| it.name == name);
+        let ends = ends.map(|it| it.labels["le"].as_str());
+        let ends: Vec<(&str, f64)> = ends
+            .map(|le| (le, up_to(self, le) - up_to(before, le)))
+            .collect();
+        let all = ends.last().map_or(0.0, |(_, count)| *count);
+        let found = ends.iter().find(|(_, count)| *count >= part * all);
+        let (le, _) = found.filter(|_| all > 0.0)?;
+        Some(le.parse().unwrap_or(f64::INFINITY))
     }
 
     /// Bytes of bodies that were sent.

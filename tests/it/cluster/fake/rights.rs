@@ -269,6 +269,8 @@ fn the_operator_has_the_rights_that_it_uses_and_no_others() {
             "scope=namespaced".to_owned(),
             format!("namespaces={{{}}}", cluster.namespace),
             format!("sharedNamespace={}", shared.namespace),
+            // Nobody starts it anew should the busy machine keep it from its Lease.
+            "leaseDurationSeconds=60".to_owned(),
         ],
     );
     for object in of_kind(&objects, &["ServiceAccount", "Role", "RoleBinding"]) {

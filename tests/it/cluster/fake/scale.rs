@@ -348,9 +348,8 @@ async fn forty_diamonds_at_once() {
         assert_eq!(witness.seen().count(name), 4);
     }
     let cost = Cost::of(&operator, &before);
-    // What pods that take long do in between is written, too, so this hangs on the machine; the
-    // conversation of the quick diamond holds the design's budget of 3.
-    cost.holds("40 diamonds", 160, 4.5, 18.0, &operator);
+    // The design's budget; on a slow machine a run tells less of what goes on in between.
+    cost.holds("40 diamonds", 160, 3.0, 18.0, &operator);
     let wide = cluster_wide(&cluster) - wide;
     println!(
         "40 diamonds: {:.2} writes a node in the whole cluster",

@@ -64,7 +64,7 @@ pub(super) struct SubmitArgs {
     #[arg(long)]
     fqsn: Option<Fqsn>,
     /// The service's version [default: the service's own default]
-    #[arg(long, requires = "fqsn")]
+    #[arg(long, requires = "fqsn", conflicts_with = "template")]
     version: Option<String>,
     /// A file of parameters, JSON or YAML
     #[arg(long, value_name = "FILE")]

@@ -52,7 +52,8 @@ pub(super) struct Args {
     #[arg(long)]
     fqsn: Option<Fqsn>,
     /// The service's version [default: the service's own default]
-    #[arg(long, requires = "fqsn")]
+    // A requirement that something present conflicts with is not asked for; so both are said.
+    #[arg(long, requires = "fqsn", conflicts_with_all = ["template", "resume"])]
     version: Option<String>,
     /// A file of parameters, JSON or YAML
     #[arg(long, value_name = "FILE", alias = "wp")]
@@ -94,7 +95,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["template", "fqsn", "params", "param", "log_dir"])]
     resume: Option<PathBuf>,
     /// What becomes of nodes that ran when a run was killed
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, conflicts_with_all = ["template", "fqsn"])]
     on_lost: Lost,
 }
 

@@ -277,6 +277,10 @@ fn command_lines_that_mean_nothing() {
         &["run"][..],
         &["run", "--template", "a", "--fqsn", "b.c"],
         &["run", "--template", "a", "--timeout", "soon"],
+        &["run", "--template", "a", "--version", "1"],
+        &["run", "--resume", "a", "--version", "1"],
+        &["run", "--template", "a", "--on-lost", "retry"],
+        &["submit", "--template", "a", "--version", "1"],
         &["run", "--template", "a", "--parallel", "0"],
         &["frobnicate"],
         &["run", "--fqsn", "no-category"],
@@ -284,6 +288,8 @@ fn command_lines_that_mean_nothing() {
         let done = place.apscli(args);
         assert_eq!((done.status, done.stdout.as_str()), (2, ""), "{args:?}");
         assert!(done.stderr.contains("error"), "{}", done.stderr);
+        // Nothing was looked for, in a folder or a cluster.
+        assert!(done.stderr.contains("--help"), "{}", done.stderr);
     }
 }
 

@@ -7,17 +7,22 @@ The file of apscli is `apscli.json` beside this one. Another engine's stands whe
   command     the command line of the engine, run in the file's folder; it finds KUBECONFIG
   user        the number of the user (and group) that it runs as; may be missing
   ready       a URL that answers 200 once it works; none: it is given `settle` seconds
-  metrics     a URL with its metrics as Prometheus text; may be missing
+  metrics     a URL with its metrics as Prometheus text; may be missing. Of these only counters that are called
+              as those of apscli are read
   resource    where runs are created and watched, such as /apis/GROUP/VERSION/namespaces/default/PLURAL
   run         the manifest of a run. "$name" is its name; "$nodes" stands for the list of the nodes,
               or, where `node` has a `$key`, for an object of them. "$parallelism" may stand in it:
               where the shape has none, its member goes
   node        one node: "$node" is its name, "$prev" the list of the names before it
-  phase       the path of a run's phase, as in status.phase
-  final       the phases in which it is over, `good` first among them
+  phase       the path of a run's phase, as in status.phase; a number is a place in a list, as in
+              status.conditions.0.status, with True and False in `final`
+  final       the phases in which it is over, the good one first
   submit      for runs whose manifest is over 256 KiB: a command line; "$file" is a file with what
               `template` makes of the nodes, "$name" the name
   template    the content of that file
+
+CPU and memory are those of the process that `command` starts; what that starts is not counted, so `command`
+should be the engine itself and no wrapper.
 
 Must not measure; `loads.py` does.
 """
@@ -93,6 +98,10 @@ class Controller:
         fields = pathlib.Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def forget_peak(self) -> None:
+        """From now on `VmHWM` is the most since now."""
+        pathlib.Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+
     def memory_mib(self, which: str) -> float:
         """`VmHWM` is the most there was, `VmRSS` what is now."""
         for line in pathlib.Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
@@ -128,9 +137,15 @@ class Controller:
         subprocess.run(command, cwd=self._folder, check=True, stdout=subprocess.DEVNULL)
 
     def phase(self, run: dict) -> str:
-        found = run
+        """Empty where the run has none yet."""
+        found: object = run
         for step in self.about["phase"].split("."):
-            found = found.get(step) if isinstance(found, dict) else None
+            if isinstance(found, dict):
+                found = found.get(step)
+            elif isinstance(found, list) and step.isdecimal():
+                found = found[int(step)] if int(step) < len(found) else None
+            else:
+                found = None
         return found or ""
 
     def is_over(self, run: dict) -> bool:

@@ -5,15 +5,18 @@ that is measured. Must not know one engine from another; `controller.py` does.
 """
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import pathlib
+import signal
 import statistics
+import subprocess
 import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import prometheus
 from controller import LARGE, Controller
@@ -23,7 +26,11 @@ from lib.api import Api
 
 AT_ONCE = 32
 PATIENCE_SECONDS = 1800
-WRITES = ("POST", "PUT", "PATCH", "DELETE")
+WRITES = ("POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION")
+PODS = "/api/v1/namespaces/default/pods"
+# Of the pods of raw, which no engine looks at.
+RAW_LABEL = ("app.kubernetes.io/managed-by", "raw")
+OWN_CALLS = "apscli_api_calls_total"
 
 
 class Client:
@@ -65,6 +72,7 @@ class Ends:
         self._path = controller.about["resource"]
         self._version = client.get(f"{self._path}?limit=1")["metadata"]["resourceVersion"]
         self._over: dict[str, tuple[float, bool]] = {}
+        self._broken: BaseException | None = None
         self._news = threading.Condition()
         self._closed = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -74,6 +82,15 @@ class Ends:
         self._closed.set()
 
     def _watch(self) -> None:
+        try:
+            self._follow()
+        except BaseException as error:
+            # This thread would end unheard, and whoever waits would wait in vain.
+            with self._news:
+                self._broken = error
+                self._news.notify()
+
+    def _follow(self) -> None:
         while not self._closed.is_set():
             query = urllib.parse.urlencode({"watch": "true", "resourceVersion": self._version})
             try:
@@ -95,6 +112,8 @@ class Ends:
         deadline = time.monotonic() + PATIENCE_SECONDS
         with self._news:
             while not all(name in self._over for name in names):
+                if self._broken:
+                    raise self._broken
                 if not self._news.wait(timeout=max(0.0, deadline - time.monotonic())):
                     missing = [name for name in names if name not in self._over]
                     raise SystemExit(f"{len(missing)} runs are not over, {missing[0]} among them")
@@ -104,34 +123,52 @@ class Ends:
         return max(self._over[name][0] for name in names)
 
 
-def measure(api: Api, controller: Controller, shape: Shape, raw: Callable[[], float], before: bool) -> dict:
+def measure(
+    api: Api, controller: Controller, shape: Shape, raw: Callable[[], float], profile: pathlib.Path | None
+) -> dict:
     """One load on an engine that was just started; gives back all that was measured. `raw` measures the bare
-    control plane: once after the last time and, with `before`, before each, so that both meet the same machine."""
+    control plane: before each time and after the last, so that both meet the same machine. With `profile` the
+    engine is sampled into that file."""
     client = Client(api)
     ends = Ends(api, client, controller)
     if shape.bystanders:
         names = [f"bystander-{i}" for i in range(shape.bystanders)]
-        _create(client, controller, names, Shape("", shape.bystanders, diamond()))
+        with _ready(client, controller, names, Shape("", shape.bystanders, diamond())) as create:
+            create()
         ends.wait(names)
     # As raw was: the first run of all meets a server that has never seen one.
-    _create(client, controller, ["warm-up"], Shape("", 1, diamond()))
+    with _ready(client, controller, ["warm-up"], Shape("", 1, diamond())) as create:
+        create()
     ends.wait(["warm-up"])
-    raws, walls, cpu, memory = [], [], 0.0, controller.memory_mib("VmRSS")
+    raws, walls, peaks, grown, cpu = [], [], [], [], 0.0
     at_server, of_engine = prometheus.Samples(), prometheus.Samples()
-    for nth in range(shape.times):
-        if before:
-            raws.append(raw())
-        _settle(controller)
-        then = (_of_server(client), prometheus.samples(controller.metrics()), controller.cpu_seconds())
-        names = [f"{shape.name}-{nth}-{i}" for i in range(shape.runs)]
-        began = time.monotonic()
-        _create(client, controller, names, shape)
-        walls.append(ends.wait(names) - began)
-        cpu += controller.cpu_seconds() - then[2]
-        prometheus.add(at_server, prometheus.difference(then[0], _of_server(client)))
-        prometheus.add(of_engine, prometheus.difference(then[1], prometheus.samples(controller.metrics())))
-    raws.append(raw())
+
+    def measure_raw() -> None:
+        raws.append(raw())
+        _clear(client, "=".join(RAW_LABEL))
+
+    with _profiled(controller.pid, profile):
+        for nth in range(shape.times):
+            measure_raw()
+            _settle(controller)
+            names = [f"{shape.name}-{nth}-{i}" for i in range(shape.runs)]
+            with _ready(client, controller, names, shape) as create:
+                controller.forget_peak()
+                memory = controller.memory_mib("VmRSS")
+                then = (_of_server(client), prometheus.samples(controller.metrics()), controller.cpu_seconds())
+                began = time.monotonic()
+                create()
+                walls.append(ends.wait(names) - began)
+                cpu += controller.cpu_seconds() - then[2]
+            prometheus.add(at_server, prometheus.difference(then[0], _of_server(client)))
+            prometheus.add(of_engine, prometheus.difference(then[1], prometheus.samples(controller.metrics())))
+            peaks.append(controller.memory_mib("VmHWM"))
+            grown.append(peaks[-1] - memory)
     ends.close()
+    if not shape.bystanders:
+        # When raw was measured before, there were none either. Those of bystanders were there, and stay.
+        _clear(client)
+    measure_raw()
     wall = statistics.median(walls)
     runs, nodes = shape.runs * shape.times, shape.total * shape.times
     measured = {
@@ -142,16 +179,34 @@ def measure(api: Api, controller: Controller, shape: Shape, raw: Callable[[], fl
         "seconds": round(wall, 3),
         "nodes_per_second": round(shape.total / wall, 1),
         "cpu_seconds": round(cpu / shape.times, 3),
-        "peak_mib": round(controller.memory_mib("VmHWM"), 1),
-        "mib_per_run": round((controller.memory_mib("VmRSS") - memory) / runs, 3),
+        "peak_mib": round(max(peaks), 1),
+        "grown_mib": round(statistics.median(grown), 2),
         "cluster_writes_per_node": round(_cluster_writes(at_server) / nodes, 2),
         "largest_object_bytes": _largest(client, controller),
         "raw_seconds": round(statistics.median(raws), 3),
         "ratio_to_raw": round(statistics.median(raws) / wall, 3),
     }
-    if of_engine:
+    if any(name == OWN_CALLS for name, _ in of_engine):
         measured |= _own(of_engine, runs, nodes)
     return measured
+
+
+@contextlib.contextmanager
+def _profiled(pid: int, file: pathlib.Path | None) -> Iterator[None]:
+    """Has `perf` sample a process. What it does meanwhile is the load: raw is none of its business."""
+    if file is None:
+        yield
+        return
+    command = ["perf", "record", "--freq", "997", "-g", "--pid", str(pid), "--output", str(file)]
+    perf = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    time.sleep(1)  # By then it has said why, if it cannot.
+    if perf.poll() is not None:
+        raise SystemExit(f"perf does not record: {perf.stderr.read().decode(errors='replace').strip()}")
+    try:
+        yield
+    finally:
+        perf.send_signal(signal.SIGINT)
+        perf.communicate()
 
 
 def _of_server(client: Client) -> prometheus.Samples:
@@ -160,7 +215,7 @@ def _of_server(client: Client) -> prometheus.Samples:
 
 def _own(found: prometheus.Samples, runs: int, nodes: int) -> dict:
     """What the engine tells of itself."""
-    calls = prometheus.summed(found, "apscli_api_calls_total", "verb", "resource")
+    calls = prometheus.summed(found, OWN_CALLS, "verb", "resource")
     per_node = {f"{verb} {resource}": round(n / nodes, 3) for (verb, resource), n in sorted(calls.items())}
     reads = ("get", "list", "watch")
     writes = sum(n for (verb, _), n in calls.items() if verb not in reads)
@@ -177,20 +232,52 @@ def _own(found: prometheus.Samples, runs: int, nodes: int) -> dict:
     }
 
 
-def _create(client: Client, controller: Controller, names: list[str], shape: Shape) -> None:
+@contextlib.contextmanager
+def _ready(client: Client, controller: Controller, names: list[str], shape: Shape) -> Iterator[Callable[[], object]]:
+    """Gives what creates these runs. Who calls it pays for the creation only: bodies are written by then, and
+    connections are open, as raw's is before its clock starts. (A command that submits opens its own.)"""
     path = controller.about["resource"]
-    first = json.dumps(controller.manifest(names[0], shape.nodes, shape.parallelism))
-    if len(first) > LARGE and "submit" in controller.about:
-        for name in names:
-            with tempfile.TemporaryDirectory() as folder:
-                file = pathlib.Path(folder, "template.json")
-                file.write_text(controller.template(shape.nodes))
-                controller.submit(name, file)
-        return
     bodies = [json.dumps(controller.manifest(name, shape.nodes, shape.parallelism)).encode() for name in names]
-    with concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
-        for _ in pool.map(lambda body: client.call("POST", path, body), bodies):
-            pass
+    if len(bodies[0]) > LARGE and "submit" in controller.about:
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder, "template.json")
+            file.write_text(controller.template(shape.nodes))
+            yield lambda: [controller.submit(name, file) for name in names]
+    elif len(bodies) == 1:
+        client.get(f"{path}?limit=1")
+        yield lambda: client.call("POST", path, bodies[0])
+    else:
+        threads = min(AT_ONCE, len(bodies))
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            _connect(client, pool, threads, f"{path}?limit=1")
+            yield lambda: list(pool.map(lambda body: client.call("POST", path, body), bodies))
+
+
+def _connect(client: Client, pool: concurrent.futures.ThreadPoolExecutor, threads: int, path: str) -> None:
+    """Opens the connection of each thread of the pool. Each waits for all, so that none does another's part."""
+    together = threading.Barrier(threads)
+
+    def connect(_: int) -> None:
+        try:
+            client.get(path)
+        finally:
+            together.wait()
+
+    for _ in pool.map(connect, range(threads)):
+        pass
+
+
+def _clear(client: Client, labels: str = "") -> None:
+    """Deletes pods until there are none: of those that lie around, whoever is measured next would pay for the
+    watches, and beyond 12,500 the cluster deletes ended ones by itself."""
+    query = urllib.parse.urlencode({"labelSelector": labels})
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while client.get(f"{PODS}?{query}&limit=1")["items"]:
+        if time.monotonic() > deadline:
+            raise SystemExit("pods that were deleted are still there")
+        # So many at a time, as the server answers with all of them. An engine may have to let them go first.
+        client.call("DELETE", f"{PODS}?{query}&limit=500")
+        time.sleep(0.1)
 
 
 def _settle(controller: Controller) -> None:

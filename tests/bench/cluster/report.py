@@ -4,28 +4,35 @@ import statistics
 
 COLUMNS = (
     ("shape", "shape", "{}"),
-    ("nodes", "nodes", "{}"),
+    ("nodes", "nodes", "{:.0f}"),
     ("seconds", "s", "{:.2f}"),
     ("nodes_per_second", "nodes/s", "{:.1f}"),
     ("ratio_to_raw", "of raw", "{:.2f}"),
     ("cpu_seconds", "CPU s", "{:.2f}"),
     ("peak_mib", "peak MiB", "{:.1f}"),
+    ("grown_mib", "grown MiB", "{:.1f}"),
     ("own_writes_per_node", "own writes/node", "{:.2f}"),
     ("cluster_writes_per_node", "all writes/node", "{:.2f}"),
     ("bytes_per_node", "bytes/node", "{:.0f}"),
     ("handoff_ms_p50", "hand-off p50 ms", "{:.1f}"),
     ("handoff_ms_p99", "p99 ms", "{:.1f}"),
     ("reconciles_per_run", "turns/run", "{:.1f}"),
-    ("largest_object_bytes", "largest object", "{}"),
+    ("largest_object_bytes", "largest object", "{:.0f}"),
 )
 
 
 def medians(repeats: list[dict]) -> dict:
-    """Of several measurements of one shape, each figure's median, and the spread of the ratio and the time."""
+    """Of several measurements of one shape, each figure's median, and the spread of the ratio and the time. Of
+    calls by kind, those of which a measurement says nothing were none."""
     summary = dict(repeats[0])
-    for key, value in repeats[0].items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            found = [repeat[key] for repeat in repeats if repeat.get(key) is not None]
+    for key in dict.fromkeys(key for repeat in repeats for key in repeat):
+        found = [repeat[key] for repeat in repeats if repeat.get(key) is not None]
+        if not found:
+            continue
+        if all(isinstance(value, dict) for value in found):
+            kinds = sorted({kind for value in found for kind in value})
+            summary[key] = {kind: statistics.median(value.get(kind, 0) for value in found) for kind in kinds}
+        elif all(isinstance(value, (int, float)) for value in found):
             summary[key] = statistics.median(found)
     summary["repeats"] = len(repeats)
     for key in ("ratio_to_raw", "seconds"):
@@ -36,12 +43,13 @@ def medians(repeats: list[dict]) -> dict:
 
 
 def table(summaries: list[dict]) -> str:
+    """A row a shape, with `-` where nothing is known; below, what its calls were."""
     rows = [[title for _, title, _ in COLUMNS]]
     for summary in summaries:
         cells = []
         for key, _, form in COLUMNS:
             value = summary.get(key)
-            cells.append("" if value is None else form.format(value))
+            cells.append("-" if value is None else form.format(value))
         if "ratio_to_raw_spread" in summary:
             low, high = summary["ratio_to_raw_spread"]
             at = [key for key, _, _ in COLUMNS].index("ratio_to_raw")
@@ -49,6 +57,11 @@ def table(summaries: list[dict]) -> str:
         rows.append(cells)
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    for summary in summaries:
+        if calls := summary.get("own_calls_per_node"):
+            often_first = sorted(calls.items(), key=lambda it: -it[1])
+            kinds = ", ".join(f"{n:.3f} {kind}" for kind, n in often_first)
+            lines.append(f"{summary['shape']}, calls a node: {kinds}")
     return "\n".join(lines)
 
 

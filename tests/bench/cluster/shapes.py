@@ -72,7 +72,8 @@ SHAPES = {
         Shape("fan-500", 1, fan(500)),
         Shape("layers-1000", 1, layers(20, 50)),
         Shape("layers-10000", 1, layers(100, 100)),
-        Shape("1000-diamonds-one-by-one", 1000, diamond(), parallelism=1),
+        # All begin at once: `parallelism` bounds the nodes of a run, not how many runs there are.
+        Shape("1000-diamonds-parallelism-1", 1000, diamond(), parallelism=1),
         Shape("50-beside-500-finished", 50, diamond(), bystanders=500),
     )
 }

@@ -79,7 +79,7 @@ const BREACHES: [Breach; 13] = [
     breach(
         "4-uid",
         "a pod's deletion names no UID",
-        ["pod replaced", "delayed 2 s", "delete pods b/1"],
+        ["pod replaced", "delayed 8 s", "delete pods b/1"],
     ),
     breach(
         "4-deletion",

@@ -16,6 +16,9 @@ use super::play::{Place, play};
 use super::report::Report;
 use super::scenario::Scenario;
 
+/// How often a plan is played whose fault does not come about.
+const TRIES: usize = 3;
+
 fn setting(name: &str) -> Option<String> {
     std::env::var(format!("APSCLI_FAULTS{name}")).ok()
 }
@@ -163,7 +166,14 @@ async fn work(
                     break;
                 };
                 let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                let came = play(&place, &scenarios[plan.scenario], &plan, number).await;
+                let mut came = play(&place, &scenarios[plan.scenario], &plan, number).await;
+                // Where its moment did not come, it may the next time.
+                for _ in 1..TRIES {
+                    if came.fired || !came.differences.is_empty() {
+                        break;
+                    }
+                    came = play(&place, &scenarios[plan.scenario], &plan, number).await;
+                }
                 let log = logs.join(format!("{number}.log"));
                 let wrong = !came.differences.is_empty();
                 if wrong {

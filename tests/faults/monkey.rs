@@ -3,6 +3,7 @@
 //!
 //! In all of them the run is a, b, c in a chain, and b runs until it is told to end.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use apscli::engine::name::Attempt;
@@ -50,7 +51,7 @@ async fn ends(mut play: Play<'_>, expected: &[&str]) {
         })
         .collect();
     let ledger = play.ledger();
-    play.pods(&ledger);
+    play.pods(&ledger).await;
     let differences = play.close().await;
     assert!(differences.is_empty(), "{differences:#?}");
     assert_eq!(nodes, expected, "{end:#}");
@@ -228,8 +229,18 @@ async fn pages_that_somebody_edits_or_deletes_come_right() {
         sleep(Duration::from_millis(300)).await;
     }
     play.until_final().await;
+    assert!(harmed > 0, "there was no page to harm");
+    let end = play.end_state().await;
+    let pages = end["pages"].as_array().unwrap().iter();
+    let on_pages = pages.flat_map(|page| page["spec"]["nodes"].as_array().unwrap());
+    let in_run = end["runs"][0]["status"]["nodes"].as_array().unwrap();
+    let all = on_pages.chain(in_run);
+    let names: BTreeSet<&str> = (all.filter(|node| node["phase"] == "Succeeded"))
+        .map(|node| node["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names.len(), 300, "{end:#}");
     let ledger = play.ledger();
-    let made = play.pods(&ledger);
+    let made = play.pods(&ledger).await;
     assert_eq!(made[0].len(), 300);
     let differences = play.close().await;
     assert!(differences.is_empty(), "{differences:#?}");

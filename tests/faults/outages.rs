@@ -59,7 +59,7 @@ async fn ends_well(mut play: Play<'_>, keeper: Option<tokio::task::JoinHandle<()
     let end = play.end_state().await;
     let status = end["runs"][0]["status"].clone();
     let ledger = play.ledger();
-    play.pods(&ledger);
+    play.pods(&ledger).await;
     let starts = play.operators[0].0.starts();
     if keeper.is_none() {
         assert_eq!(starts, 1, "it needs no restart");

@@ -34,6 +34,9 @@ const QUIET: Duration = Duration::from_millis(400);
 /// How long a fault may keep from coming once the run is over.
 const LATE: Duration = Duration::from_millis(1500);
 
+/// Likewise where the run is gone, and the garbage collector deletes its pods.
+const GARBAGE: Duration = Duration::from_secs(8);
+
 /// Said of an operator that was started and does not watch.
 pub const IDLE: &str = "the operator does not begin";
 
@@ -108,7 +111,8 @@ pub async fn play(place: &Place, scenario: &Scenario, plan: &Plan, number: usize
         }
     }
     let end = play.until_over(plan).await;
-    let mut fired = play.operators[0].1.ledger().fired > 0 || plan.rule.is_none();
+    let proxy = play.operators[0].1.clone();
+    let mut fired = proxy.ledger().fired > 0 || plan.rule.is_none();
     if plan.deleted == Deleted::All {
         // Where all had ended, nothing was taken.
         let at_kill = play.at_kill.lock().unwrap();
@@ -116,7 +120,7 @@ pub async fn play(place: &Place, scenario: &Scenario, plan: &Plan, number: usize
         fired &= ends.any(|ended_well| !ended_well);
     }
     let ledger = play.ledger();
-    let pods = play.pods(&ledger);
+    let pods = play.pods(&ledger).await;
     play.squatters_stand().await;
     let (did, wrong) = place.effects.take();
     play.differences.extend(wrong);
@@ -135,6 +139,8 @@ pub async fn play(place: &Place, scenario: &Scenario, plan: &Plan, number: usize
         play.differences.extend(wrong);
     }
     let differences = play.close().await;
+    // Some of it comes only once the run is deleted.
+    fired |= plan.deleted != Deleted::All && proxy.ledger().fired > 0;
     Came {
         fired,
         differences,
@@ -217,8 +223,9 @@ impl<'a> Play<'a> {
             keeper.abort();
             let _ = keeper.await;
         }
-        if self.operators.len() == 1 {
-            self.differences.extend(self.operators[0].0.accidents());
+        if let [(operator, _)] = self.operators.as_slice() {
+            operator.lives();
+            self.differences.extend(operator.accidents());
         }
         for (operator, proxy) in &self.operators {
             operator.kill();
@@ -484,7 +491,13 @@ impl<'a> Play<'a> {
                 let _ = insist(|| pods.patch(&name, &params, &patch)).await;
                 let at_once = DeleteParams::default().grace_period(0);
                 let _ = insist(|| pods.delete(&name, &at_once)).await;
+                let deadline = Instant::now() + self.place.patience;
                 while !matches!(pods.get_opt(&name).await, Ok(None)) {
+                    if Instant::now() > deadline {
+                        let why = format!("{title} cannot be taken away");
+                        self.differences.push(why);
+                        return false;
+                    }
                     sleep(Duration::from_millis(10)).await;
                 }
                 self.squat(&uid, title).await;
@@ -560,6 +573,12 @@ impl<'a> Play<'a> {
             self.until_final().await;
         }
         // What is still to be said: the fault may come late.
+        let deletes = |step: &Step| matches!(step, Step::DeleteRun | Step::LetRunGo);
+        let late = if self.scenario.steps.iter().any(deletes) {
+            GARBAGE
+        } else {
+            LATE
+        };
         let over = Instant::now();
         let deadline = over + self.place.patience;
         let mut last = (self.said(), Instant::now());
@@ -573,7 +592,7 @@ impl<'a> Play<'a> {
             let quiet = last.1.elapsed() > QUIET;
             // A write that is late, or held, still does what it does.
             let busy = self.operators.iter().any(|(_, proxy)| proxy.is_busy());
-            let over = quiet && !busy && (fired || over.elapsed() > LATE);
+            let over = quiet && !busy && (fired || over.elapsed() > late);
             if over || Instant::now() > deadline {
                 break;
             }
@@ -601,7 +620,27 @@ impl<'a> Play<'a> {
             .sum()
     }
 
-    pub async fn end_state(&self) -> Value {
+    /// The pods that are on record are those that there were.
+    fn recorded_are_there(&mut self, end: &Value) {
+        let view = self.place.witness.view();
+        let lists = ["/status/nodes", "/spec/nodes"];
+        let objects = ["runs", "pages"].map(|kind| end[kind].as_array().cloned());
+        for object in objects.into_iter().flatten().flatten() {
+            let nodes = lists.iter().filter_map(|list| object.pointer(list));
+            for node in nodes.filter_map(Value::as_array).flatten() {
+                let Some(uid) = node["pod"]["uid"].as_str() else {
+                    continue;
+                };
+                let title = format!("{}/{}", node["name"].as_str().unwrap(), node["attempt"]);
+                if view.pods.get(uid).is_none_or(|pod| pod.title != title) {
+                    let why = format!("on record for {title} is the pod {uid}, which is not its");
+                    self.differences.push(why);
+                }
+            }
+        }
+    }
+
+    pub async fn end_state(&mut self) -> Value {
         let (client, namespace) = (&self.place.client, &self.place.namespace);
         let list = async |kind: &str| {
             let api = api(client, namespace, "apscli.dev", "v1alpha1", kind);
@@ -621,6 +660,7 @@ impl<'a> Play<'a> {
             "runs": list("WorkflowRun").await,
             "pages": list("WorkflowRunPage").await,
         });
+        self.recorded_are_there(&end);
         let mut words = self.uids.clone();
         words.push(namespace.clone());
         words.extend(self.squatters.iter().map(|(name, _)| name.clone()));
@@ -639,7 +679,16 @@ impl<'a> Play<'a> {
     }
 
     /// For each run, the pods of each attempt.
-    pub fn pods(&mut self, ledger: &Ledger) -> Vec<BTreeMap<String, Pods>> {
+    pub async fn pods(&mut self, ledger: &Ledger) -> Vec<BTreeMap<String, Pods>> {
+        // The witness may hear of the run's end before it hears of the last pod.
+        let heard = |view: &View| {
+            let heard_of = |of: &(String, String)| {
+                let mut pods = view.pods.values();
+                pods.any(|pod| pod.run == of.0 && pod.title == of.1)
+            };
+            ledger.made.keys().all(heard_of)
+        };
+        self.place.witness.until(self.place.patience, heard).await;
         let view = self.place.witness.view();
         let mut all = Vec::new();
         for uid in &self.uids {

@@ -189,11 +189,29 @@ struct Inner {
     in_flight: usize,
 }
 
+impl Inner {
+    /// A process is not heard any more, nor does it watch.
+    fn silence(&mut self, generation: u64) {
+        self.closed = generation;
+        self.begun.clear();
+    }
+}
+
 struct Shared {
+    /// Takes connections, as long as somebody holds the proxy.
+    accepts: Mutex<Option<tokio::task::AbortHandle>>,
     upstream: Client,
     inner: Mutex<Inner>,
     hook: Mutex<Option<Hook>>,
     released: tokio::sync::watch::Sender<bool>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(accepts) = self.accepts.lock().unwrap().take() {
+            accepts.abort();
+        }
+    }
 }
 
 /// A proxy that listens on loopback.
@@ -229,19 +247,21 @@ impl Proxy {
             ..Inner::default()
         };
         let shared = Arc::new(Shared {
+            accepts: Mutex::default(),
             upstream,
             inner: Mutex::new(inner),
             hook: Mutex::new(None),
             released: tokio::sync::watch::Sender::new(false),
         });
         let weak = Arc::downgrade(&shared);
-        tokio::spawn(async move {
+        let accepts = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let Some(shared) = weak.upgrade() else { return };
                 let generation = shared.inner.lock().unwrap().generation;
                 tokio::spawn(connection(shared, stream, generation));
             }
         });
+        *shared.accepts.lock().unwrap() = Some(accepts.abort_handle());
         Self { address, shared }
     }
 
@@ -369,7 +389,7 @@ async fn call(shared: Arc<Shared>, request: Request<Incoming>, generation: u64) 
         Some(Fault::Refuse(refusal)) => return refusal.answer(),
         Some(Fault::Delay(time)) => sleep(time).await,
         Some(fault @ Fault::KillBefore) => {
-            shared.inner.lock().unwrap().closed = generation;
+            shared.inner.lock().unwrap().silence(generation);
             tell(fault).await;
             return None;
         }
@@ -406,7 +426,7 @@ async fn call(shared: Arc<Shared>, request: Request<Incoming>, generation: u64) 
     }
     if let Some(Fault::KillUnanswered | Fault::KillAfter) = fault {
         // Whatever else this process asks for comes after the kill.
-        shared.inner.lock().unwrap().closed = generation;
+        shared.inner.lock().unwrap().silence(generation);
     }
     for name in [HOST, CONNECTION, TRANSFER_ENCODING, CONTENT_LENGTH] {
         head.headers.remove(name);

@@ -33,7 +33,10 @@ pub async fn client(variable: &str) -> Client {
     let kubeconfig = Kubeconfig::read_from(path).unwrap();
     let whole = KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(kubeconfig, &whole).await;
-    Client::try_from(config.unwrap()).unwrap()
+    let mut config = config.unwrap();
+    // What was asked for is done once, or said to have failed.
+    config.default_retry = false;
+    Client::try_from(config).unwrap()
 }
 
 /// The cluster with fake nodes.

@@ -27,7 +27,7 @@ use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID};
 
 use super::broken;
 use super::client::{is_conflict, is_gone};
-use super::context::Context;
+use super::context::{Context, Whose};
 use super::resolve::Program;
 
 /// How many pods are listed at a time.
@@ -253,7 +253,9 @@ impl Hand {
     /// Deletes the pod with this UID; answers with nothing: its end comes by the watch.
     pub(super) fn delete(&self, name: String, uid: String) {
         let hand = self.clone();
-        tokio::spawn(async move { delete(&hand.context, &hand.pods, &name, uid).await });
+        tokio::spawn(
+            async move { delete(&hand.context, Whose::Run, &hand.pods, &name, uid).await },
+        );
     }
 
     /// Looks whether the pod with this UID is still there; answers with `Looked`.
@@ -306,7 +308,7 @@ impl Hand {
         let (hand, pod) = (self.clone(), pod.clone());
         tokio::spawn(async move {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
-            strip(&hand.pods, pod, Some(&hand.context)).await;
+            strip(&hand.pods, pod, Some((&hand.context, Whose::Run))).await;
             hand.answer(Answer::Stripped(uid));
         });
     }
@@ -319,7 +321,13 @@ pub(super) fn of_run(run_uid: &str) -> ListParams {
 }
 
 /// Deletes the pod with this UID, with its own grace, however long it takes.
-pub(super) async fn delete(context: &Context, pods: &Api<Pod>, name: &str, uid: String) {
+pub(super) async fn delete(
+    context: &Context,
+    whose: Whose,
+    pods: &Api<Pod>,
+    name: &str,
+    uid: String,
+) {
     let params = DeleteParams {
         preconditions: (!broken::rule("4-uid")).then_some(Preconditions {
             uid: Some(uid),
@@ -329,7 +337,7 @@ pub(super) async fn delete(context: &Context, pods: &Api<Pod>, name: &str, uid: 
     };
     for tries in 0.. {
         let answer = {
-            let _slot = context.write_slot().await;
+            let _slots = context.slots(whose).await;
             pods.delete(name, &params).await
         };
         match answer {
@@ -355,9 +363,9 @@ fn params_uid(params: &DeleteParams) -> Option<String> {
     params.preconditions.as_ref()?.uid.clone()
 }
 
-/// Takes our finalizer off a pod, however long it takes; among the writes in flight of `context`,
+/// Takes our finalizer off a pod, however long it takes; among the writes in flight of a context,
 /// where there is one.
-pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<&Context>) {
+pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<(&Context, Whose)>) {
     let name = pod.name_any();
     for tries in 0.. {
         let finalizers: Vec<&String> = pod
@@ -374,8 +382,8 @@ pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<&Contex
             }
         });
         let answer = {
-            let _slot = match context {
-                Some(context) => context.write_slot().await,
+            let _slots = match context {
+                Some((context, whose)) => Some(context.slots(whose).await),
                 None => None,
             };
             pods.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch))

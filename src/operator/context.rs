@@ -57,6 +57,15 @@ const TRIES: u32 = 20;
 /// Who reports events.
 const REPORTER: &str = "apscli.dev/operator";
 
+/// Whose a write is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// That of a run that goes on.
+    Run,
+    /// What is to be tidied up, and nothing waits for.
+    House,
+}
+
 /// What all runs share.
 pub(super) struct Context {
     pub(super) client: Client,
@@ -68,6 +77,9 @@ pub(super) struct Context {
     /// How many writes in flight may be such: where the API server is slow from one moment to the
     /// next, those that were let go do not stand before the next pods.
     pub(super) tells: Semaphore,
+    /// How many writes in flight may be the house's: thousands may be due at once, after a restart or
+    /// where many runs go together.
+    pub(super) chores: Semaphore,
     /// How many Events may be in flight, apart from all else: nothing waits for one.
     pub(super) events: Arc<Semaphore>,
     pub(super) shelves: Shelves,
@@ -89,6 +101,18 @@ impl Context {
         let slot = self.writes.acquire().await.ok();
         self.metrics.queued(since.elapsed());
         slot
+    }
+
+    /// Likewise, behind others where nothing waits for it.
+    pub(super) async fn slots(
+        &self,
+        whose: Whose,
+    ) -> [Option<tokio::sync::SemaphorePermit<'_>>; 2] {
+        let chore = match whose {
+            Whose::Run => None,
+            Whose::House => self.chores.acquire().await.ok(),
+        };
+        [chore, self.write_slot().await]
     }
 
     /// Likewise for a status; `urgent` where something waits until it is on record.

@@ -28,7 +28,7 @@ use crate::api::workflow_run::{RunPhase, WorkflowRun};
 use crate::executor::pod::{CONTAINER, FINALIZER, LABEL_RUN_UID};
 
 use super::client::{is_conflict, is_gone};
-use super::context::Context;
+use super::context::{Context, Whose};
 use super::health::{Health, Need, Pulse};
 use super::{apply, workflow_run};
 
@@ -76,6 +76,19 @@ pub(super) enum News {
     Listed(Arc<BTreeSet<String>>),
 }
 
+/// News, and when they came.
+pub(super) struct Told {
+    pub(super) at: Instant,
+    pub(super) news: News,
+}
+
+impl From<News> for Told {
+    fn from(news: News) -> Self {
+        let at = Instant::now();
+        Self { at, news }
+    }
+}
+
 /// Which of the places that are watched: a list of one says nothing of another.
 pub(super) type Place = usize;
 
@@ -87,7 +100,7 @@ pub(super) enum Incoming {
     Pod(Place, Event<Pod>),
     /// A run's task has come to its end, with the run as it is then where it is over, and with
     /// the news that it has not read.
-    Over(String, Option<Arc<WorkflowRun>>, UnboundedReceiver<News>),
+    Over(String, Option<Arc<WorkflowRun>>, UnboundedReceiver<Told>),
     /// A run that a list did not have is gone indeed.
     Vanished(String),
     /// Pods that are being deleted and have the finalizer.
@@ -117,7 +130,7 @@ struct Known {
 /// A live run.
 struct Live {
     place: Place,
-    inbox: UnboundedSender<News>,
+    inbox: UnboundedSender<Told>,
 }
 
 /// What is known of one place.
@@ -232,7 +245,7 @@ async fn unbroken(
     context: &Arc<Context>,
     mut run: Arc<WorkflowRun>,
     mut old: bool,
-    news: &mut UnboundedReceiver<News>,
+    news: &mut UnboundedReceiver<Told>,
 ) -> Option<Arc<WorkflowRun>> {
     let namespace = run.namespace().unwrap_or_default();
     for tries in 0.. {
@@ -397,8 +410,8 @@ impl Hub {
                         (None, Some(known)) => known.going = true,
                         (_, None) => {}
                     }
-                    while let Ok(news) = unread.try_recv() {
-                        if let News::Pod(pod) = news {
+                    while let Ok(told) = unread.try_recv() {
+                        if let News::Pod(pod) = told.news {
                             self.tend(&pod);
                         }
                     }
@@ -494,7 +507,7 @@ impl Hub {
             .metrics
             .run_moved(Some(before.as_str()), Some(phase.as_str()));
         if let Some(live) = self.live.get(&uid) {
-            let _ = live.inbox.send(News::Run(run));
+            let _ = live.inbox.send(News::Run(run).into());
             return;
         }
         if phase.is_final() {
@@ -552,7 +565,7 @@ impl Hub {
                 .run_moved(Some(known.phase.as_str()), None);
         }
         if let Some(live) = self.live.remove(uid) {
-            let _ = live.inbox.send(News::Gone);
+            let _ = live.inbox.send(News::Gone.into());
         }
         if let Some(Some(expiring)) = self.over.remove(uid) {
             self.expiring.remove(&expiring);
@@ -581,7 +594,7 @@ impl Hub {
                 let listed = Arc::new(lists.pods.take().unwrap_or_default());
                 if std::mem::replace(&mut lists.pods_listed, true) {
                     for live in self.live.values().filter(|live| live.place == place) {
-                        let _ = live.inbox.send(News::Listed(Arc::clone(&listed)));
+                        let _ = live.inbox.send(News::Listed(Arc::clone(&listed)).into());
                     }
                 }
                 if self.lists.values().all(|lists| lists.pods_listed) {
@@ -602,7 +615,7 @@ impl Hub {
         };
         let lists = self.lists.entry(place).or_default();
         if let Some(live) = self.live.get(uid) {
-            let _ = live.inbox.send(news);
+            let _ = live.inbox.send(news.into());
         } else if !lists.runs_listed {
             // Whether its run lives is not known yet.
             lists.early.push(news);
@@ -643,7 +656,7 @@ impl Hub {
                 && let Some(pod_uid) = pod_uid
             {
                 tracing::warn!(pod = name, "deleted: its run is over");
-                apply::delete(&context, &pods, &name, pod_uid).await;
+                apply::delete(&context, Whose::House, &pods, &name, pod_uid).await;
             }
         });
     }
@@ -664,7 +677,7 @@ impl Hub {
                 return;
             }
             let pods = Api::namespaced(context.client.clone(), &namespace);
-            apply::strip(&pods, pod, Some(&context)).await;
+            apply::strip(&pods, pod, Some((&context, Whose::House))).await;
         });
     }
 
@@ -809,7 +822,7 @@ impl Hub {
                 };
                 for tries in 0.. {
                     let answer = {
-                        let _slot = context.write_slot().await;
+                        let _slots = context.slots(Whose::House).await;
                         runs.delete(&expired.name, &params).await
                     };
                     match answer {

@@ -96,6 +96,11 @@ fn waits() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 16))
 }
 
+/// From 63 µs, doubled up to 33 s: an operator that keeps pace takes less than 1 ms.
+fn handoffs() -> Histogram {
+    Histogram::new(exponential_buckets(0.001 / 16.0, 2.0, 20))
+}
+
 /// From 10 µs up to 2.6 s: work of one turn, which awaits nothing.
 fn turns() -> Histogram {
     Histogram::new(exponential_buckets(0.00001, 4.0, 10))
@@ -119,7 +124,7 @@ impl Default for Metrics {
             calls: Family::default(),
             sent: Family::default(),
             queue: waits(),
-            handoff: waits(),
+            handoff: handoffs(),
             registry: Registry::default(),
         };
         registry.register(

@@ -161,6 +161,7 @@ async fn work_with(
         writes: Arc::new(Semaphore::new(options.max_writes.get())),
         pacer: pacer::Pacer::default(),
         tells: Semaphore::new(options.max_writes.get().div_ceil(4)),
+        chores: Semaphore::new(options.max_writes.get().div_ceil(4)),
         events: Arc::new(Semaphore::new(EVENTS)),
         shelves,
         snapshots: snapshot::Snapshots::default(),

@@ -43,15 +43,16 @@ impl Cost {
     }
 }
 
-/// What a run of this template takes, from its creation to its end and to the silence after it.
-async fn cost(template: &Value, nodes: f64, seconds: u64) -> Cost {
+/// What a run takes, from its creation to its end and to the silence after it.
+async fn cost(run: Value, nodes: f64, seconds: u64) -> Cost {
     let fake = Fake::new();
     let metrics = Arc::new(Metrics::default());
     operate_by(fake.counted_client(&metrics), options(), &metrics);
+    fake.put("services", service(&diamond()));
     passes(1).await;
     fake.kubelet(well);
     let before = Cost::read(&metrics);
-    fake.put("workflowruns", run_of(template));
+    fake.put("workflowruns", run);
     passes(seconds).await;
     assert_eq!(phase(&fake), "Succeeded");
     fake.calls();
@@ -63,6 +64,11 @@ async fn cost(template: &Value, nodes: f64, seconds: u64) -> Cost {
         bytes: (after.bytes - before.bytes) / nodes,
         turns: after.turns - before.turns,
     }
+}
+
+fn service(template: &Value) -> Value {
+    let versions = json!([{"version": "1", "template": template}]);
+    json!({"metadata": {"name": "s"}, "spec": {"fqsn": "tests.s", "versions": versions}})
 }
 
 fn chain(nodes: usize) -> Value {
@@ -83,23 +89,36 @@ async fn a_run_costs_no_more_than_it_did() {
         bytes,
         turns,
     };
+    let by_fqsn = run(&json!({"fqsn": "tests.s"}));
+
     let mut wrong = Vec::new();
-    for (name, template, nodes, most) in [
-        ("diamond", diamond(), 4.0, limit(2.2, 0.0, 3020.0, 22.0)),
+    for (name, run, nodes, most) in [
+        (
+            "diamond",
+            run_of(&diamond()),
+            4.0,
+            limit(2.2, 0.0, 3020.0, 22.0),
+        ),
+        (
+            "diamond by FQSN, its snapshot included",
+            by_fqsn,
+            4.0,
+            limit(2.75, 0.28, 3350.0, 25.0),
+        ),
         (
             "chain of 10",
-            chain(10),
+            run_of(&chain(10)),
             10.0,
             limit(2.0, 0.0, 3400.0, 67.0),
         ),
         (
             "1,000 nodes in layers",
-            layers(),
+            run_of(&layers()),
             1000.0,
             limit(1.12, 0.0, 2210.0, 103.0),
         ),
     ] {
-        let found = cost(&template, nodes, 60).await;
+        let found = cost(run, nodes, 60).await;
         println!("{name}: {found:?}");
         let over = found.numbers().into_iter().zip(most.numbers());
         if over.into_iter().any(|(found, most)| found > most) {
@@ -139,6 +158,45 @@ async fn creates_do_not_stand_behind_statuses() {
         slow * 10 > quick * 9,
         "{slow} pods, {quick} where statuses are quick"
     );
+}
+
+/// However many runs are to go at once, and however slowly they do.
+#[tokio::test(start_paused = true)]
+async fn creates_do_not_stand_behind_runs_that_expire() {
+    let pods = async |expired: usize| {
+        let fake = Fake::new();
+        let run = |name: String, ttl: u32, nodes: usize| {
+            let mut run = run_of(&chain(nodes));
+            run["metadata"]["name"] = json!(name);
+            run["spec"]["ttlSecondsAfterFinished"] = json!(ttl);
+            run
+        };
+        fake.kubelet(well);
+        let few = Options {
+            max_writes: NonZeroUsize::new(4).unwrap(),
+            ..options()
+        };
+        operate(&fake, few);
+        for nth in 0..expired {
+            fake.put("workflowruns", run(format!("old{nth}"), 3, 1));
+        }
+        passes(2).await;
+        let before: usize = fake.created().values().sum();
+        let slow = fake::Act::Late(Duration::from_secs(5));
+        fake.rule("delete workflowruns", 10_000, slow);
+        for nth in 0..10 {
+            fake.put("workflowruns", run(format!("new{nth}"), 600, 100));
+        }
+        passes(3).await;
+        fake.created().values().sum::<usize>() - before
+    };
+    let (alone, beside) = (pods(0).await, pods(40).await);
+    assert!(alone < 10 * 100, "they are over before anything expires");
+    assert!(
+        beside * 10 > alone * 7,
+        "{beside} pods, {alone} where none expires"
+    );
+    println!("{beside} pods, {alone} where none expires");
 }
 
 /// A run tells of itself for a tenth of the time; of its end at once.

@@ -36,7 +36,7 @@ use crate::operator::apply::{Answer, CallOff, Hand, of_run};
 use crate::operator::broken;
 use crate::operator::context::Context;
 use crate::operator::floor::Floor;
-use crate::operator::hub::{News, is_of};
+use crate::operator::hub::{News, Told, is_of};
 use crate::operator::publish::{Draft, Published, Publisher, View};
 use crate::operator::resolve::{self, Program, Unresolved};
 use crate::operator::status::{self, PodFacts};
@@ -58,7 +58,7 @@ pub(super) async fn drive(
     context: Arc<Context>,
     run: Arc<WorkflowRun>,
     old: bool,
-    inbox: &mut UnboundedReceiver<News>,
+    inbox: &mut UnboundedReceiver<Told>,
 ) -> Option<Arc<WorkflowRun>> {
     let (answers, answered) = unbounded_channel();
     let (published, publications) = unbounded_channel();
@@ -93,7 +93,7 @@ async fn begin(
     context: &Arc<Context>,
     mut run: Arc<WorkflowRun>,
     begun: bool,
-    inbox: &mut UnboundedReceiver<News>,
+    inbox: &mut UnboundedReceiver<Told>,
     publisher: &mut Publisher,
     publications: &mut UnboundedReceiver<Published>,
 ) -> Option<(Arc<WorkflowRun>, Result<Program, Arc<WorkflowRun>>)> {
@@ -133,6 +133,7 @@ async fn begin(
             }
         }
         let wait = tokio::time::timeout(pause, inbox.recv()).await;
+        let wait = wait.map(|told| told.map(|told| told.news));
         pause = (pause * 2).min(LOOK_AGAIN.1);
         match wait {
             Ok(None | Some(News::Gone)) => return None,
@@ -235,7 +236,10 @@ struct Actor {
     /// Counts folds; what is on record is a version of this.
     version: u64,
     recorded: u64,
-    /// When the last news came that made a node final, for the latency of hand-offs.
+    /// When what is being observed came.
+    came: Instant,
+    /// When the first news came that made a node final and that nothing has followed from yet, for
+    /// the latency of hand-offs.
     heard: Option<Instant>,
     verdict: Option<Verdict>,
     /// When the API is asked whether the watches have missed something.
@@ -272,6 +276,7 @@ impl Actor {
             unwanted: Vec::new(),
             version: 1,
             recorded: 0,
+            came: Instant::now(),
             heard: None,
             verdict: None,
             survey: Instant::now() + context.options.resync,
@@ -306,7 +311,7 @@ impl Actor {
     /// Goes on until the run is over and on record. None: it is gone.
     async fn live(
         &mut self,
-        inbox: &mut UnboundedReceiver<News>,
+        inbox: &mut UnboundedReceiver<Told>,
         mut answers: UnboundedReceiver<Answer>,
         mut publications: UnboundedReceiver<Published>,
     ) -> Option<()> {
@@ -326,13 +331,15 @@ impl Actor {
                     let mut news = Some(news?);
                     // All that is there already is one turn.
                     while let Some(it) = news {
-                        self.observe(it)?;
+                        self.came = it.at;
+                        self.observe(it.news)?;
                         news = inbox.try_recv().ok();
                     }
                 }
                 Some(answer) = answers.recv() => {
                     let mut answer = Some(answer);
                     while let Some(it) = answer {
+                        self.came = Instant::now();
                         self.observe_answer(it)?;
                         answer = answers.try_recv().ok();
                     }

@@ -125,7 +125,7 @@ impl Actor {
             self.waiting.remove(&ix);
             match observe(pod, &known) {
                 Seen::Ended { outcome, at } => {
-                    self.heard = Some(Instant::now());
+                    self.heard.get_or_insert(self.came);
                     // The cluster's times are whole seconds, rounded down.
                     let at = at.max(running.since);
                     self.end(ix, attempt, outcome, at);
@@ -361,7 +361,7 @@ impl Actor {
             Moved::Ended(outcome, enforced) => {
                 record.sandbox = enforced;
                 self.backlog.remove(&work.node);
-                self.heard = Some(Instant::now());
+                self.heard.get_or_insert(self.came);
                 self.end(work.node, work.attempt, *outcome, now);
                 // No pod keeps it until it is on record.
                 self.publisher.soon();

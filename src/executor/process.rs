@@ -200,7 +200,7 @@ impl Prepared {
             leashed: false,
         };
         if let (Some(inside), Some(launcher)) = (inside, &launcher) {
-            command = launcher.wrap(command);
+            command = launcher.wrap(&command);
             control.leash(inside.leash()?);
         }
         let started = control.start(|| spawn::spawn(&command).map(|child| (child.pid, child)));

@@ -682,7 +682,7 @@ impl Start {
             leashed: false,
         };
         spawn::spawn(&match &self.launcher {
-            Some(launcher) => launcher.wrap(command),
+            Some(launcher) => launcher.wrap(&command),
             None => command,
         })
     }

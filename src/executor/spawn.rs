@@ -51,6 +51,20 @@ impl Texts {
         self.bytes.extend_from_slice(&other.bytes);
     }
 
+    /// All of them, each behind a prefix.
+    #[must_use]
+    pub fn prefixed(&self, prefix: &[u8]) -> Self {
+        let mut all = Self::default();
+        for (place, start) in self.starts.iter().enumerate() {
+            let end = self.starts.get(place + 1).copied();
+            let text = self.bytes.get(*start..end.unwrap_or(self.bytes.len()));
+            all.starts.push(all.bytes.len());
+            all.bytes.extend_from_slice(prefix);
+            all.bytes.extend_from_slice(text.unwrap_or_default());
+        }
+        all
+    }
+
     /// Pointers into the texts, with the null behind them that exec looks for.
     fn pointers(&self) -> Vec<*const c_char> {
         let texts = self.starts.iter().filter_map(|at| self.bytes.get(*at..));

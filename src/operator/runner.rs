@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use crate::engine::event::{CancelCause, Ending, KillCause, Outcome};
 use crate::executor::decision;
 use crate::executor::fence::Fence;
-use crate::executor::runner::{PROTOCOL, Piece, Reply, Request, Script, frame, length};
+use crate::executor::runner::{MOST, PROTOCOL, Piece, Reply, Request, Script, frame, length};
 
 use super::apply::{Answer, Moved, Work};
 use super::options::RunnerPlace;
@@ -192,7 +192,11 @@ impl Client {
         let mut requests: Vec<Request> = waiting.iter().flat_map(|it| self.give(it)).collect();
         let ended = loop {
             for request in requests.drain(..) {
-                if let Err(error) = write(&mut writer, &request).await {
+                let Ok(bytes) = frame(&request) else {
+                    self.is_too_large(&request);
+                    continue;
+                };
+                if let Err(error) = writer.write_all(&bytes).await {
                     reading.abort();
                     return Some(error);
                 }
@@ -283,6 +287,21 @@ impl Client {
             network: start.network,
         });
         requests
+    }
+
+    /// What is longer than a frame cannot be sent, and must not cost the others their connection.
+    fn is_too_large(&mut self, request: &Request) {
+        let Request::Start { piece, .. } = request else {
+            // A node that misses a file says so, with its name.
+            tracing::error!("the files of a run are more than the runner takes at once");
+            return;
+        };
+        if let Some(pending) = self.pending.remove(piece) {
+            let most = MOST / 1024 / 1024;
+            let why = format!("what it is to do takes more than {most} MiB, parameters included");
+            let not_started = Outcome::silent(Ending::NotStarted(why));
+            pending.answer(Moved::Ended(Box::new(not_started), None));
+        }
     }
 
     fn heard(&mut self, reply: Reply) {
@@ -404,8 +423,4 @@ async fn receive<T: DeserializeOwned>(reader: &mut Reader) -> io::Result<T> {
     let mut body = vec![0; length(head)?];
     reader.read_exact(&mut body).await?;
     Ok(serde_json::from_slice(&body)?)
-}
-
-async fn write(writer: &mut (impl AsyncWrite + Unpin), request: &Request) -> io::Result<()> {
-    writer.write_all(&frame(request)?).await
 }

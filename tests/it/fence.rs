@@ -429,6 +429,13 @@ fn waste_is_bounded_without_landlock_too() {
     waste_is_bounded_with(&WITHOUT_LANDLOCK, "--sandbox=best-effort");
 }
 
+/// The process that a node's program has sent away.
+fn daemon(work: &Path) -> Option<String> {
+    let folder = fs::read_dir(work).ok()?.next()?.ok()?.path();
+    let pid = fs::read_to_string(folder.join("daemon")).ok()?;
+    (!pid.is_empty()).then_some(pid)
+}
+
 /// Whoever started it can die of anything: nothing is left.
 #[test]
 fn nothing_outlives_a_killed_run() {
@@ -439,13 +446,8 @@ fn nothing_outlives_a_killed_run() {
         let all = nodes(form, &[("daemon_and_stay", None)]);
         let mut run = yard.start(&all, &["--sandbox"]);
         let work = yard.place.path("run/work");
-        let daemon = || {
-            let folder = fs::read_dir(&work).ok()?.next()?.ok()?.path();
-            let pid = fs::read_to_string(folder.join("daemon")).ok()?;
-            (!pid.is_empty()).then_some(pid)
-        };
-        until("the daemon", || daemon().is_some());
-        let pid = daemon().unwrap();
+        until("the daemon", || daemon(&work).is_some());
+        let pid = daemon(&work).unwrap();
         assert!(lives(&pid));
         signal(&run, Signal::KILL);
         run.wait().unwrap();
@@ -505,7 +507,8 @@ fn a_launcher_hides_and_does_not_die_alone() {
     let yard = Yard::new();
     for form in ["cmd", "api"] {
         let _ = fs::remove_dir_all(yard.place.path("run"));
-        let run = yard.start(&nodes(form, &[("spin", None)]), &["--sandbox"]);
+        let all = nodes(form, &[("daemon_and_stay", None)]);
+        let run = yard.start(&all, &["--sandbox"]);
         let pids = |is_launcher: bool| -> Vec<String> {
             let all = left(&yard).into_iter();
             let of_run = all.filter(|it| !it.contains("/apscli run "));
@@ -513,19 +516,26 @@ fn a_launcher_hides_and_does_not_die_alone() {
             let pid = |line: String| line.split(' ').next().unwrap().to_owned();
             wanted.map(pid).collect()
         };
-        // Before it becomes the program, its copy looks like a second launcher.
-        until("the program", || {
-            pids(true).len() == 1 && !pids(false).is_empty()
+        until("the daemon", || {
+            daemon(&yard.place.path("run/work")).is_some()
         });
         let (launcher, programs) = (pids(true).remove(0), pids(false));
         let environ = format!("/proc/{launcher}/environ");
         let data = fs::metadata(&environ).unwrap();
         assert_eq!((data.uid(), data.gid()), (0, 0), "{form}");
+        let blame = |pid: &String| -> i32 {
+            let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+            text.trim().parse().unwrap()
+        };
+        for program in &programs {
+            assert_eq!(blame(program), (blame(&launcher) + 100).min(1000));
+        }
         let pid = Pid::from_raw(launcher.parse().unwrap()).unwrap();
         kill_process(pid, Signal::KILL).unwrap();
         until("its end", || !programs.iter().any(|it| lives(it)));
         let output = finish(run).json()["output"].clone();
-        assert_ne!(output["spin"]["status"], "success", "{form}");
+        let name = "daemon_and_stay";
+        assert_ne!(output[name]["status"], "success", "{form}");
         let work = fs::read_dir(yard.place.path("run/work"));
         assert_eq!(work.unwrap().count(), 0, "{form}: a folder is left");
         until("the guard's end", || left(&yard).is_empty());
@@ -669,6 +679,25 @@ fn what_is_handed_on_is_named() {
     ] {
         assert_eq!(said(&output, name), expected, "{name}");
     }
+}
+
+/// What a node sets for its program is nothing to who starts it, outside of the fence.
+#[test]
+fn the_launcher_has_nothing_of_a_nodes_environment() {
+    let _peace = in_peace();
+    let yard = Yard::new();
+    let elsewhere = Place::new();
+    own(elsewhere.dir.path());
+    let traces = || fs::read_dir(elsewhere.dir.path()).unwrap().count();
+    let env = json!({"LD_DEBUG": "libs", "LD_DEBUG_OUTPUT": elsewhere.path("trace")});
+    let shell = ["sh", "-c", "echo \"[OUTPUT]$$LD_DEBUG\""];
+    let node = json!({"action": {"type": "cmd", "cmd": shell, "env": env}});
+    let all = BTreeMap::from([("a".to_owned(), node)]);
+    let output = yard.run(&[], &all, &["--sandbox"]);
+    assert_eq!(said(&output, "a"), "libs", "the program has it");
+    assert_eq!(traces(), 0);
+    yard.run(&[], &all, &[]);
+    assert!(traces() > 0, "without a fence it is written");
 }
 
 /// A run that is taken up again stays in its sandbox.

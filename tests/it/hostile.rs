@@ -132,6 +132,7 @@ pub fn probes(targets: &Targets) -> Vec<Probe> {
         ("vsock", None, PERM, PERM, false),
         ("unix", unix, PERM, PERM, true),
         ("unix_without_file", Some(no_file), PERM, PERM, true),
+        ("datagram_pair", None, PERM, PERM, true),
         ("foreign_pair", None, PERM, PERM, false),
         // other views of the system
         ("unshare_user", None, PERM, PERM, false),
@@ -156,6 +157,8 @@ pub fn probes(targets: &Targets) -> Vec<Probe> {
         ("terminal", None, PERM, PERM, false),
         ("chown", None, PERM, PERM, false),
         ("session", None, PERM, PERM, true),
+        ("hide", None, PERM, PERM, true),
+        ("canary", None, "unset", "unset", true),
         ("files_for_others", None, ACCES, ACCES, false),
         ("new_privileges", None, PERM, PERM, false),
         ("limits", None, "bounded", "bounded", false),
@@ -200,6 +203,7 @@ pub fn wastes(memory: &'static str) -> Vec<(&'static str, End)> {
     vec![
         ("fill", End::Over("64 MiB in files")),
         ("fill_unnamed", End::Over("64 MiB in files")),
+        ("fill_hidden", End::Over("can be counted in files")),
         ("fill_one", End::Refused),
         ("say", End::Well),
         ("take", End::Over(memory)),
@@ -294,8 +298,8 @@ pub fn all_ended(output: &Value, form: &str, all: &[(&str, End)]) {
         let timeout = why == "Timeout: ran longer than its timeout";
         let right = match end {
             End::Well => output[name]["status"] == "success",
-            // Python turns a file that is too large into an exception.
-            End::Refused => why.starts_with("ExitCode") || why.contains("Errno 27"),
+            // EFBIG: the file is too large.
+            End::Refused => why.contains("Errno 27") || why.contains("exit code 27"),
             End::Over(what) => over(what),
             End::Timeout => timeout,
             End::Ended(what) => timeout || over(what),

@@ -1,10 +1,11 @@
 //! `apscli runner` as a program, spoken to as the operator does.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::RwLockReadGuard;
 use std::time::Duration;
 
@@ -12,9 +13,12 @@ use apscli::engine::event::{CancelCause, Ending, KillCause};
 use apscli::engine::spec::{Action, Cmd, EnvText};
 use apscli::executor::decision::Work;
 use apscli::executor::runner::{Piece, Reply, Request, Script, frame, length};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
 
 use crate::fence::in_peace;
+use crate::hostile::WITHOUT;
 use crate::program::{Place, lives, signal, until};
 
 struct Runner {
@@ -26,13 +30,28 @@ struct Runner {
 
 impl Runner {
     fn new(more: &[&str]) -> Self {
+        Self::by(&[], more)
+    }
+
+    /// Started by a command that stands before it.
+    fn by(before: &[&str], more: &[&str]) -> Self {
         let peace = in_peace();
         let place = Place::new();
+        place.write("without.py", WITHOUT);
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut args = vec!["runner", "--folder", "runner"];
         args.extend(more);
-        let process = place
-            .command(&args)
+        let own = place.command(&args);
+        let mut words = before.iter().map(OsStr::new).collect::<Vec<_>>();
+        words.push(own.get_program());
+        words.extend(own.get_args());
+        let environment = own
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?)));
+        let process = Command::new(words[0])
+            .args(&words[1..])
+            .envs(environment)
+            .current_dir(place.dir.path())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .unwrap();
@@ -125,6 +144,83 @@ fn it_carries_out_what_it_is_asked_for_and_says_what_was_enforced() {
         matches!(outcome.ending, Ending::NotStarted(_)),
         "{outcome:?}"
     );
+}
+
+/// What the kernel cannot do is refused, or is said.
+#[test]
+fn without_landlock_it_starts_nothing_unless_that_is_good_enough() {
+    let before = ["python3", "without.py", "landlock"];
+    for (mode, begins) in [("required", false), ("best-effort", true)] {
+        let mut runner = Runner::by(&before, &["--slots", "1", "--sandbox", mode]);
+        runner.hear();
+        runner.start("r", "a", &["true"]);
+        runner.hear();
+        let Reply::Ended {
+            outcome, enforced, ..
+        } = runner.hear()
+        else {
+            panic!("no end")
+        };
+        if begins {
+            assert_eq!(outcome.ending, Ending::Exited(0));
+            let enforced = enforced.unwrap();
+            assert!(
+                enforced.contains("no landlock (") && enforced.contains("seccomp, no network"),
+                "{enforced}"
+            );
+        } else {
+            let Ending::NotStarted(why) = &outcome.ending else {
+                panic!("{outcome:?}")
+            };
+            let wanted = "the sandbox is required, and cannot be had: ";
+            assert!(why.starts_with(wanted), "{why}");
+            assert_eq!(enforced, None);
+        }
+    }
+}
+
+/// An end that is longer than a frame arrives as one that is not.
+#[test]
+fn what_gives_back_too_much_has_ended_all_the_same() {
+    let mut runner = Runner::new(&["--slots", "1"]);
+    runner.hear();
+    // As JSON, each of these bytes takes six.
+    let line = "printf \"[$1]\"; head -c 1000000 /dev/zero | tr '\\0' '\\1'; echo";
+    let script = format!("say() {{ {line}; }}; say OUTPUT; say ERR_MSG; say INFO");
+    runner.start("r", "a", &["sh", "-c", &script]);
+    assert!(matches!(runner.hear(), Reply::Began { .. }));
+    let Reply::Ended { outcome, .. } = runner.hear() else {
+        panic!("no end")
+    };
+    let why = "it gave back more than 8 MiB".to_owned();
+    assert_eq!(outcome.ending, Ending::NoResult(why));
+    runner.start("r", "b", &["true"]);
+    assert!(matches!(runner.hear(), Reply::Began { .. }));
+    assert!(matches!(runner.hear(), Reply::Ended { .. }));
+}
+
+/// So many bytes, and not so many for each message.
+#[test]
+fn the_files_of_a_run_have_a_limit() {
+    let mut runner = Runner::new(&["--slots", "1"]);
+    runner.hear();
+    for part in 0..5 {
+        let content = STANDARD.encode(vec![b'x'; 4 * 1024 * 1024]);
+        let path = format!("part{part}");
+        let files = vec![Script {
+            path,
+            mode: 0o444,
+            content,
+        }];
+        runner.ask(&Request::Files {
+            run: "r".to_owned(),
+            files,
+        });
+    }
+    runner.start("r", "a", &["true"]);
+    assert!(matches!(runner.hear(), Reply::Began { .. }));
+    let kept = std::fs::read_dir(runner.place.path("runner/scripts/r")).unwrap();
+    assert_eq!(kept.count(), 4);
 }
 
 #[test]

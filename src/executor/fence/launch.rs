@@ -11,10 +11,11 @@
 //! as closed on exec. The launcher has one thread, so a forked copy of it is whole.
 #![allow(unsafe_code)]
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -29,7 +30,7 @@ use rustix::process::{
     set_parent_process_death_signal, setsid, wait,
 };
 
-use super::{LAUNCH, Policy, Said, rules, sweep, usage};
+use super::{ASIDE, LAUNCH, Policy, Said, rules, sweep, usage::Usage};
 
 /// How often it is looked at what is used.
 const LOOK: Duration = Duration::from_millis(50);
@@ -37,6 +38,9 @@ const LOOK: Duration = Duration::from_millis(50);
 const SHARE: u32 = 20;
 /// How far a program in the fence stands behind all others for the processor.
 const NICE: i32 = 5;
+/// How much sooner than the launcher a program is taken by the kernel where memory runs out, in
+/// thousandths of it all.
+const BLAME: i32 = 100;
 /// Exit status of a launcher that could not do its part; what it says counts.
 const TROUBLE: u8 = 70;
 
@@ -99,6 +103,8 @@ impl Launcher {
             let what = what.to_owned();
             move |error: rustix::io::Errno| format!("cannot {what}: {error}")
         };
+        // Before it hides: what is hidden belongs to root.
+        let blame = Blame::take();
         set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(words("hide"))?;
         set_child_subreaper(Some(getpid())).map_err(words("become a subreaper"))?;
         rules::limit(Resource::Core, 0, 0)?;
@@ -125,6 +131,7 @@ impl Launcher {
             }
             Some(pid) => pid,
         };
+        drop(blame);
         drop(tells);
         let_go_of_streams();
         let mut said = Vec::new();
@@ -146,6 +153,7 @@ impl Launcher {
     }
 
     fn watch(&self, first: Pid, signals: &Signals) -> End {
+        let mut usage = Usage::default();
         let mut pause = LOOK;
         let mut next = Instant::now() + pause;
         loop {
@@ -176,8 +184,8 @@ impl Launcher {
             }
             if left.is_zero() {
                 let began = Instant::now();
-                if let Some(what) = usage::over(getpid(), &self.policy.folder, &self.policy.limits)
-                {
+                let (folder, limits) = (&self.policy.folder, &self.policy.limits);
+                if let Some(what) = usage.over(getpid(), folder, limits) {
                     return End::Over(what);
                 }
                 pause = LOOK
@@ -204,7 +212,9 @@ fn become_program(
                 [name, args @ ..] => (name.clone(), args),
                 [] => (program.as_os_str().to_owned(), command),
             };
-            let error = Command::new(program).arg0(name).args(args).exec();
+            let mut program_itself = Command::new(program);
+            program_itself.arg0(name).args(args).env_clear();
+            let error = program_itself.envs(set_aside()).exec();
             match error.raw_os_error() {
                 Some(number) => Said::NotExecuted(number),
                 None => Said::Refused(format!("cannot run {}: {error}", program.display())),
@@ -215,6 +225,45 @@ fn become_program(
     tell(&mut tells, &refused);
     // SAFETY: ends this process without running what belongs to the launcher.
     unsafe { libc::_exit(127) }
+}
+
+/// The program's own environment.
+fn set_aside() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.as_bytes().strip_prefix(ASIDE)?;
+        Some((OsStr::from_bytes(name).to_owned(), value))
+    })
+}
+
+/// While this is held, what is begun is taken sooner than this process where memory runs out: who
+/// ends the others must not be the first to go. Where the kernel's file is not to be had, that is
+/// left to its own judgement.
+struct Blame {
+    file: File,
+    before: i32,
+}
+
+impl Blame {
+    fn take() -> Option<Self> {
+        let mut options = File::options();
+        let mut file = (options
+            .read(true)
+            .write(true)
+            .open("/proc/self/oom_score_adj"))
+        .ok()?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).ok()?;
+        let before: i32 = text.trim().parse().ok()?;
+        let more = before.saturating_add(BLAME).min(1000);
+        write!(file, "{more}").ok()?;
+        Some(Self { file, before })
+    }
+}
+
+impl Drop for Blame {
+    fn drop(&mut self) {
+        let _ = write!(self.file, "{}", self.before);
+    }
 }
 
 fn tell(tells: &mut OwnedFd, said: &Said) {

@@ -46,6 +46,9 @@ pub const LAUNCH: &str = "__fence";
 const ITSELF: &CStr = c"/proc/self/exe";
 /// Most bytes that a launcher says.
 const SAID: u64 = 64 * 1024;
+/// What stands before each variable of the program in the launcher's environment, so that none of
+/// them is one to the launcher, nor to its loader: both are outside of the fence.
+const ASIDE: &[u8] = b".";
 /// Variables that processes in the fence inherit, beside the `LC_` ones; all others could be
 /// somebody's secrets.
 const INHERITED: [&str; 6] = [
@@ -186,6 +189,8 @@ impl Fence {
 
     /// Makes the place for one attempt, and what surrounds it there.
     pub(super) fn enter(&self, around: &Surroundings) -> Result<(Inside, Surroundings), String> {
+        #[cfg(feature = "program")]
+        sweep::adopt()?;
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -248,16 +253,17 @@ pub(super) struct Launcher {
 
 impl Launcher {
     /// The command that starts `command` inside.
-    pub(super) fn wrap<'a>(&'a self, command: Command<'a>) -> Command<'a> {
+    pub(super) fn wrap<'a>(&'a self, command: &Command<'a>) -> Command<'a> {
         let mut args = Texts::default();
         args.append(&self.words);
         args.append(&command.args);
         Command {
             program: ITSELF.to_owned(),
             args,
+            env: command.env.prefixed(ASIDE),
             inherit: [command.inherit[0], Some(self.theirs.as_fd())],
             leashed: true,
-            ..command
+            ..*command
         }
     }
 }
@@ -358,10 +364,13 @@ impl Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        // The launcher removes the folder. This is for one that never began, or was ended itself.
+        // The launcher does both. This is for one that never began, or was ended itself.
         if self.folder.exists() {
             #[cfg(feature = "program")]
-            sweep::remove(&self.folder);
+            {
+                sweep::end_strangers();
+                sweep::remove(&self.folder);
+            }
         }
     }
 }

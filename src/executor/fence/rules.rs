@@ -107,18 +107,21 @@ pub(super) fn apply(policy: &Policy) -> Result<String, String> {
         Err(why) => enforced.push(format!("no landlock ({why})")),
     }
     match seccomp(policy.network) {
-        Ok(()) => enforced.push("seccomp".to_owned()),
+        Ok(()) => enforced.extend(["seccomp".to_owned(), network(policy.network).to_owned()]),
         Err(why) if policy.mode == Mode::Required => {
             return Err(format!("the sandbox is required, and cannot be had: {why}"));
         }
         Err(why) => enforced.push(format!("no seccomp ({why})")),
     }
-    enforced.push(if policy.network {
-        "network: TCP and UDP".to_owned()
-    } else {
-        "no network".to_owned()
-    });
     Ok(enforced.join(", "))
+}
+
+fn network(open: bool) -> &'static str {
+    if open {
+        "network: TCP and UDP"
+    } else {
+        "no network"
+    }
 }
 
 /// Who is root is so without any of its powers.
@@ -345,13 +348,38 @@ fn unknown() -> [libc::c_long; 4] {
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
+fn is(
+    argument: u8,
+    operator: SeccompCmpOp,
+    value: i32,
+) -> Result<SeccompCondition, seccompiler::Error> {
+    let value = u64::from(value.unsigned_abs());
+    Ok(SeccompCondition::new(
+        argument,
+        SeccompCmpArgLen::Dword,
+        operator,
+        value,
+    )?)
+}
+
+/// Refuses sockets of all kinds but these.
+fn kinds_but(allowed: &[i32]) -> Result<Vec<SeccompRule>, seccompiler::Error> {
+    // Its lowest four bits; above them are flags.
+    let others = (0..16).filter(|kind| !allowed.contains(kind));
+    others
+        .map(|kind| {
+            Ok(SeccompRule::new(vec![is(
+                1,
+                SeccompCmpOp::MaskedEq(0xf),
+                kind,
+            )?])?)
+        })
+        .collect()
+}
+
 /// Refuses by the arguments.
 fn conditions(network: bool) -> Result<Rules, seccompiler::Error> {
     let mut rules = Rules::new();
-    let is = |argument: u8, operator: SeccompCmpOp, value: i32| {
-        let value = u64::from(value.unsigned_abs());
-        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
-    };
     let namespaces = [
         libc::CLONE_NEWNS,
         libc::CLONE_NEWCGROUP,
@@ -376,8 +404,17 @@ fn conditions(network: bool) -> Result<Rules, seccompiler::Error> {
     // Pairs are for talking among themselves. A socket of the same kind could be connected to
     // whoever listens on a path (a container engine, our own), which Landlock sees from Linux
     // 7.1 on only; so there are none.
-    let pair = vec![is(0, SeccompCmpOp::Ne, libc::AF_UNIX)?];
-    rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(pair)?]);
+    // One of datagrams is not bound to its other end: it could send to such a path too.
+    let family = vec![is(0, SeccompCmpOp::Ne, libc::AF_UNIX)?];
+    let mut pair = vec![SeccompRule::new(family)?];
+    pair.extend(kinds_but(&[libc::SOCK_STREAM, libc::SOCK_SEQPACKET])?);
+    rules.insert(libc::SYS_socketpair, pair);
+    // Whose memory is closed to others, so are its files, and they could not be counted.
+    let hide = vec![
+        is(0, SeccompCmpOp::Eq, libc::PR_SET_DUMPABLE)?,
+        is(1, SeccompCmpOp::Eq, 0)?,
+    ];
+    rules.insert(libc::SYS_prctl, vec![SeccompRule::new(hide)?]);
     if !network {
         rules.insert(libc::SYS_socket, Vec::new());
         return Ok(rules);
@@ -386,10 +423,7 @@ fn conditions(network: bool) -> Result<Rules, seccompiler::Error> {
         is(0, SeccompCmpOp::Ne, libc::AF_INET)?,
         is(0, SeccompCmpOp::Ne, libc::AF_INET6)?,
     ])?];
-    for kind in (0..16).filter(|kind| ![libc::SOCK_STREAM, libc::SOCK_DGRAM].contains(kind)) {
-        let condition = is(1, SeccompCmpOp::MaskedEq(0xf), kind)?;
-        socket.push(SeccompRule::new(vec![condition])?);
-    }
+    socket.extend(kinds_but(&[libc::SOCK_STREAM, libc::SOCK_DGRAM])?);
     socket.push(SeccompRule::new(vec![
         is(2, SeccompCmpOp::Ne, 0)?,
         is(2, SeccompCmpOp::Ne, libc::IPPROTO_TCP)?,

@@ -8,10 +8,14 @@ use std::ffi::CStr;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, chmodat, open, openat, renameat, unlinkat};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::process::{
+    Pid, Signal, WaitOptions, WaitStatus, getpid, getsid, kill_process, set_child_subreaper, wait,
+    waitpid,
+};
 
 /// How long it may take until one more process is gone. What is not gone then hangs in the kernel.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
@@ -71,17 +75,54 @@ pub(super) fn descendants(of: Pid, most: usize) -> Vec<Pid> {
 }
 
 /// Ends all descendants of this process. False: something is left.
+pub(super) fn end_all() -> bool {
+    let all = || descendants(getpid(), usize::MAX);
+    end(all, || wait(WaitOptions::NOHANG))
+}
+
+/// From now on, what a launcher has started comes to this process when the launcher is no more.
+pub(super) fn adopt() -> Result<(), String> {
+    static ADOPTS: OnceLock<rustix::io::Result<()>> = OnceLock::new();
+    let adopts = ADOPTS.get_or_init(|| set_child_subreaper(Some(getpid())));
+    adopts.map_err(|error| format!("cannot become a subreaper: {error}"))
+}
+
+/// Ends what has come to this process from launchers that are no more: whatever is in a fence has a
+/// session of its own, and what this process starts by itself has not.
+pub(super) fn end_strangers() {
+    let own = getsid(None).ok();
+    let strangers = || {
+        let mut all = children(getpid());
+        all.retain(|pid| getsid(Some(*pid)).ok() != own);
+        all
+    };
+    let all = || {
+        let mut all = strangers();
+        let below = all.iter().flat_map(|pid| descendants(*pid, usize::MAX));
+        let below: Vec<Pid> = below.collect();
+        all.extend(below);
+        all
+    };
+    end(all, || {
+        let each = strangers().into_iter();
+        let mut ended = each.filter_map(|pid| waitpid(Some(pid), WaitOptions::NOHANG).transpose());
+        ended.next().transpose()
+    });
+}
+
+/// Ends all processes that are found. False: something is left.
 ///
 /// They are stopped first, all of them: what is killed while others run makes room for what those
 /// start, and a fork bomb would never come to its end. What is stopped starts nothing.
-pub(super) fn end_all() -> bool {
+fn end(
+    find: impl Fn() -> Vec<Pid>,
+    reap: impl Fn() -> rustix::io::Result<Option<(Pid, WaitStatus)>>,
+) -> bool {
     let mut moved = Instant::now();
-    let own = rustix::process::getpid();
     let mut stopped = BTreeSet::new();
     while moved.elapsed() < GONE_WITHIN / 2 {
-        let all = descendants(own, usize::MAX);
         let is_new = |it: &Pid| stopped.insert(it.as_raw_nonzero());
-        let fresh: Vec<Pid> = all.into_iter().filter(is_new).collect();
+        let fresh: Vec<Pid> = find().into_iter().filter(is_new).collect();
         for pid in &fresh {
             let _ = kill_process(*pid, Signal::STOP);
         }
@@ -90,15 +131,18 @@ pub(super) fn end_all() -> bool {
         }
     }
     loop {
-        for pid in descendants(own, usize::MAX) {
+        let left = find();
+        if left.is_empty() {
+            return true;
+        }
+        for pid in left {
             let _ = kill_process(pid, Signal::KILL);
         }
         loop {
-            match wait(WaitOptions::NOHANG) {
+            match reap() {
                 Ok(Some(_)) => moved = Instant::now(),
                 Err(rustix::io::Errno::INTR) => {}
-                Ok(None) => break,
-                Err(_) => return true,
+                Ok(None) | Err(_) => break,
             }
         }
         if moved.elapsed() > GONE_WITHIN {

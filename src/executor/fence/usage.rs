@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -19,28 +20,43 @@ const DEPTH: usize = 100;
 /// Bytes of a block, as `stat` counts them.
 const BLOCK: u64 = 512;
 
-/// In words, what of `limits` the descendants of `parent` are over; none: they are within.
-pub(super) fn over(parent: Pid, folder: &Path, limits: &Limits) -> Option<String> {
-    let most = usize::try_from(limits.processes).unwrap_or(usize::MAX);
-    let processes = sweep::descendants(parent, most);
-    let count = u64::try_from(processes.len()).unwrap_or(u64::MAX);
-    if count > limits.processes {
-        return Some(format!("more than {} processes", limits.processes));
-    }
-    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
-    let resident: u64 = processes.iter().map(|pid| resident(*pid) * page).sum();
-    // What they share counts once for each there; whether it matters is looked at more closely.
-    if resident > limits.memory {
-        let proportional: u64 = processes
-            .iter()
-            .map(|pid| proportional(*pid).unwrap_or_else(|| self::resident(*pid) * page))
-            .sum();
-        if proportional > limits.memory {
-            return Some(format!("more than {} of memory", bytes(limits.memory)));
+/// What was seen at the look before.
+#[derive(Debug, Default)]
+pub(super) struct Usage {
+    /// A process whose files could not be counted.
+    hidden: bool,
+}
+
+impl Usage {
+    /// In words, what of `limits` the descendants of `parent` are over; none: they are within.
+    pub(super) fn over(&mut self, parent: Pid, folder: &Path, limits: &Limits) -> Option<String> {
+        let most = usize::try_from(limits.processes).unwrap_or(usize::MAX);
+        let processes = sweep::descendants(parent, most);
+        let count = u64::try_from(processes.len()).unwrap_or(u64::MAX);
+        if count > limits.processes {
+            return Some(format!("more than {} processes", limits.processes));
         }
+        let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+        let resident: u64 = processes.iter().map(|pid| resident(*pid) * page).sum();
+        // What they share counts once for each there; whether it matters is looked at more closely.
+        if resident > limits.memory {
+            let proportional: u64 = processes
+                .iter()
+                .map(|pid| proportional(*pid).unwrap_or_else(|| self::resident(*pid) * page))
+                .sum();
+            if proportional > limits.memory {
+                return Some(format!("more than {} of memory", bytes(limits.memory)));
+            }
+        }
+        let unnamed = unlinked(&processes);
+        // One that is just being replaced by another program hides for a moment.
+        let hid = std::mem::replace(&mut self.hidden, unnamed.is_none());
+        if hid && unnamed.is_none() {
+            return Some("more than can be counted in files".to_owned());
+        }
+        let kept = files(folder).saturating_add(unnamed.unwrap_or(0));
+        (kept > limits.folder).then(|| format!("more than {} in files", bytes(limits.folder)))
     }
-    let kept = files(folder).saturating_add(unlinked(&processes));
-    (kept > limits.folder).then(|| format!("more than {} in files", bytes(limits.folder)))
 }
 
 fn bytes(count: u64) -> String {
@@ -52,12 +68,20 @@ fn bytes(count: u64) -> String {
     }
 }
 
-/// Pages in memory.
-fn resident(pid: Pid) -> u64 {
+/// A number of pages: all that it has mapped (0), or what of it is in memory (1).
+fn pages(pid: Pid, field: usize) -> u64 {
     let path = format!("/proc/{}/statm", pid.as_raw_nonzero());
     let text = fs::read_to_string(path).unwrap_or_default();
-    let pages = text.split_ascii_whitespace().nth(1);
+    let pages = text.split_ascii_whitespace().nth(field);
     pages.and_then(|it| it.parse().ok()).unwrap_or(0)
+}
+
+fn resident(pid: Pid) -> u64 {
+    pages(pid, 1)
+}
+
+fn has_memory(pid: Pid) -> bool {
+    pages(pid, 0) > 0
 }
 
 /// Bytes in memory, of what is shared its part only.
@@ -125,13 +149,23 @@ fn files(folder: &Path) -> u64 {
     u64::MAX
 }
 
-/// Bytes of files that have no name any more.
-fn unlinked(processes: &[Pid]) -> u64 {
+/// Bytes of files that have no name any more, and are open. None: a process does not let them be
+/// counted, as one does whose program's file cannot be read.
+///
+/// Not seen are those that are mapped and not open, and those that are on their way in a socket.
+fn unlinked(processes: &[Pid]) -> Option<u64> {
     let mut seen = BTreeSet::new();
     let mut taken = 0_u64;
     for pid in processes {
-        let entries = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()));
-        for entry in entries.into_iter().flatten().flatten() {
+        let entries = match fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())) {
+            Ok(entries) => entries,
+            // Of one that ends, memory goes first and files after it, and nothing can be read then.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && has_memory(*pid) => {
+                return None;
+            }
+            Err(_) => continue,
+        };
+        for entry in entries.flatten() {
             let Ok(data) = fs::metadata(entry.path()) else {
                 continue;
             };
@@ -140,5 +174,5 @@ fn unlinked(processes: &[Pid]) -> u64 {
             }
         }
     }
-    taken
+    Some(taken)
 }

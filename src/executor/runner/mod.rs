@@ -12,7 +12,7 @@
 
 pub mod serve;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -138,10 +138,6 @@ pub fn length(head: [u8; 4]) -> io::Result<usize> {
         return Err(io::Error::other("a frame is longer than any may be"));
     }
     Ok(length)
-}
-
-fn send<T: Serialize>(stream: &mut impl Write, message: &T) -> io::Result<()> {
-    stream.write_all(&frame(message)?)
 }
 
 fn receive<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<T> {

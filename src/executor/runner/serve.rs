@@ -30,7 +30,7 @@ use crate::executor::fence::{Fence, Limits, Mode};
 use crate::executor::process::{self, Surroundings};
 use crate::executor::python::Python;
 
-use super::{PROTOCOL, Piece, Reply, Request, Script, receive, send};
+use super::{MOST, PROTOCOL, Piece, Reply, Request, Script, frame, receive};
 
 /// Most bytes of the files of one run.
 const FILES: usize = 16 * 1024 * 1024;
@@ -127,6 +127,8 @@ struct State {
     /// The run that was served last.
     last: String,
     running: BTreeMap<Piece, Sender<Ask>>,
+    /// Bytes of the files of each run.
+    files: BTreeMap<String, usize>,
     over: bool,
 }
 
@@ -174,8 +176,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Server {
     fn say(&self, reply: &Reply) {
+        let frame = frame(reply).or_else(|_| frame(&short_of(reply)));
+        let Ok(frame) = frame else { return };
         // Who is gone is told nothing; the reader will see it.
-        let _ = send(&mut *lock(&self.writer), reply);
+        let _ = lock(&self.writer).write_all(&frame);
     }
 
     fn take(self: &Arc<Self>, request: Request) {
@@ -205,6 +209,7 @@ impl Server {
             }
             Request::Kill { piece, cause } => self.kill(&piece, cause),
             Request::Over { run } => {
+                lock(&self.state).files.remove(&run);
                 if let Some(folder) = self.scripts(&run) {
                     let _ = fs::remove_dir_all(folder);
                 }
@@ -403,7 +408,7 @@ impl Server {
     fn unpack(&self, run: &str, files: &[Script]) -> io::Result<()> {
         let folder = self.scripts(run);
         let folder = folder.ok_or_else(|| io::Error::other("the run's name is no folder's"))?;
-        let mut taken = 0_usize;
+        let mut taken = lock(&self.state).files.get(run).copied().unwrap_or(0);
         for file in files {
             let inner = Path::new(&file.path);
             let plain = |part: Component<'_>| matches!(part, Component::Normal(_));
@@ -426,6 +431,7 @@ impl Server {
                 .mode(file.mode & 0o555 | 0o400)
                 .open(&path)?;
             made.write_all(&content)?;
+            lock(&self.state).files.insert(run.to_owned(), taken);
         }
         Ok(())
     }
@@ -444,6 +450,16 @@ impl Server {
             state = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+}
+
+/// What is said instead of what is longer than a frame: that an attempt is over must arrive.
+fn short_of(reply: &Reply) -> Reply {
+    let mut short = reply.clone();
+    if let Reply::Ended { outcome, .. } = &mut short {
+        let why = format!("it gave back more than {} MiB", MOST / 1024 / 1024);
+        **outcome = Outcome::silent(Ending::NoResult(why));
+    }
+    short
 }
 
 /// A name that no file there has.

@@ -360,6 +360,31 @@ async fn a_runner_that_goes_takes_its_nodes_along_and_comes_back() {
     assert_eq!(seen.lock().unwrap().connections, 2);
 }
 
+/// The others keep the connection, and what they do over it.
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_to_be_asked_for_is_not_started() {
+    let (fake, seen, _process) = begun(never).await;
+    fake.put("workflowruns", processes(&fan(1)));
+    passes(1).await;
+    let long = json!({"a": {"action": {"type": "cmd", "cmd": ["true", "x".repeat(9 << 20)]}}});
+    let large = json!({"apiVersion": "apscli.dev/v1alpha1", "kind": "WorkflowRun",
+        "metadata": {"name": "large"}, "spec": {"template": long, "executor": "process"}});
+    fake.put("workflowruns", large);
+    passes(5).await;
+    let status = fake.get("workflowruns", "large").unwrap()["status"].clone();
+    assert_eq!(
+        (&status["phase"], &status["nodes"][0]["message"]),
+        (
+            &json!("Failed"),
+            &json!("what it is to do takes more than 8 MiB, parameters included")
+        ),
+        "{status:#}"
+    );
+    assert_eq!(phases(&fake), ["n0 Running"]);
+    let seen = seen.lock().unwrap();
+    assert_eq!((seen.connections, seen.started.len()), (1, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_cancel_ends_what_runs_and_what_waits() {
     let (fake, seen, _process) = begun(never).await;

@@ -8,6 +8,7 @@ import fcntl
 import os
 import platform
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -88,6 +89,12 @@ def udp(address):
 def unix(path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as it:
         it.connect(path if path.startswith("/") else "\0" + path)
+
+
+def hide():
+    """Closes its memory, and with that its list of open files, to whoever counts them."""
+    if libc.prctl(4, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "it stays open")
 
 
 def kind(family, how, protocol=0):
@@ -252,6 +259,7 @@ PROBES = {
     "unix": unix,
     "unix_without_file": unix,
     "pair": lambda: socket.socketpair(socket.AF_UNIX),
+    "datagram_pair": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
     "foreign_pair": lambda: socket.socketpair(socket.AF_INET, socket.SOCK_STREAM),
     "unshare_user": lambda: call((272, 97), long(0x10000000)),
     "unshare_net": lambda: call((272, 97), long(0x40000000)),
@@ -274,6 +282,8 @@ PROBES = {
     "terminal": terminal,
     "chown": chown,
     "session": session,
+    "hide": hide,
+    "canary": lambda: "open" if "CANARY" in os.environ else "unset",
     "files_for_others": files_for_others,
     "new_privileges": new_privileges,
     "limits": limits,
@@ -344,10 +354,25 @@ def fill_unnamed():
             kept[-1].flush()
 
 
+def fill_hidden():
+    """The same in a program whose own file cannot be read: so its open files cannot be listed."""
+    shutil.copy("/bin/sh", "sh")
+    os.chmod("sh", 0o111)
+    one = "exec {0}>file{0}; rm file{0}; head -c 30000000 /dev/zero >&{0}; "
+    script = "".join(one.format(number) for number in range(3, 10))
+    os.execv("sh", ["sh", "-c", script + "sleep 1000"])
+
+
 def fill_one():
-    with open("file", "wb") as file:
-        for _ in range(10 * 1024):
-            file.write(b"x" * 1024 * 1024)
+    """Ends as a program with the error's number."""
+    try:
+        with open("file", "wb") as file:
+            for _ in range(10 * 1024):
+                file.write(b"x" * 1024 * 1024)
+    except OSError as error:
+        if __name__ == "__main__":
+            sys.exit(error.errno)
+        raise
 
 
 def say():
@@ -415,6 +440,7 @@ WASTES = {
         breed,
         fill,
         fill_unnamed,
+        fill_hidden,
         fill_one,
         say,
         take,

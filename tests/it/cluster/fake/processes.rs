@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::kubectl::{Cluster, kubeconfig, run, service};
@@ -266,4 +267,54 @@ impl Drop for Over<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// A runner that is killed takes all along that it carried out, which is on record as lost; another
+/// comes, and what is asked for then is carried out.
+#[test]
+#[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
+fn a_killed_runner_loses_its_nodes_and_another_comes() {
+    let cluster = Cluster::new("killed-runner");
+    let _peace = in_peace();
+    let yard = Yard::new();
+    let safe = Place::new();
+    own(safe.dir.path());
+    let token = safe.path("token");
+    fs::copy(kubeconfig(), &token).unwrap();
+    own(&token);
+    let operator = beside(&cluster, &yard, &token);
+    let template = |seconds: &str| {
+        let script = format!("setsid sleep {seconds} & sleep {seconds}");
+        let node = json!({"action": {"type": "cmd", "cmd": ["sh", "-c", script]}});
+        json!({"template": {"a": node}, "executor": "process"})
+    };
+    cluster.create(&run("long", &template("1000")));
+    let sleeps = || {
+        let mut all = left(&yard);
+        all.retain(|it| it.contains("sleep 1000") && !it.contains("__fence"));
+        all.len()
+    };
+    until("both sleep", || sleeps() >= 2);
+    let runners: Vec<String> = left(&yard)
+        .into_iter()
+        .filter(|it| it.contains(" runner --folder "))
+        .collect();
+    assert_eq!(runners.len(), 1, "{runners:?}");
+    let pid = runners[0].split(' ').next().unwrap().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    let over = "jsonpath={.status.returnCode}";
+    cluster.wait("wfr/long", over, PATIENCE);
+    let node = cluster.run("long")["status"]["nodes"][0].clone();
+    assert_eq!(
+        (&node["phase"], &node["reason"]),
+        (&json!("Error"), &json!("Lost")),
+        "{node}"
+    );
+    until("the end of what it had started", || sleeps() == 0);
+    cluster.create(&run("short", &template("0.1")));
+    cluster.wait("wfr/short", "condition=Complete", PATIENCE);
+    let log = operator.log();
+    assert_eq!(log.matches("the runner is there").count(), 2, "{log}");
+    operator.ends();
+    until("the runner's end", || left(&yard).is_empty());
 }

@@ -431,8 +431,9 @@ fn waste_is_bounded_without_landlock_too() {
 
 /// The process that a node's program has sent away.
 fn daemon(work: &Path) -> Option<String> {
-    let folder = fs::read_dir(work).ok()?.next()?.ok()?.path();
-    let pid = fs::read_to_string(folder.join("daemon")).ok()?;
+    let mut folders = fs::read_dir(work).ok()?.flatten();
+    let mut pid = folders.find_map(|it| fs::read_to_string(it.path().join("daemon")).ok())?;
+    pid.retain(|it| it.is_ascii_digit());
     (!pid.is_empty()).then_some(pid)
 }
 
@@ -507,19 +508,30 @@ fn a_launcher_hides_and_does_not_die_alone() {
     let yard = Yard::new();
     for form in ["cmd", "api"] {
         let _ = fs::remove_dir_all(yard.place.path("run"));
-        let all = nodes(form, &[("daemon_and_stay", None)]);
+        let all = nodes(form, &[("daemon_and_stay", None), ("spin", None)]);
         let run = yard.start(&all, &["--sandbox"]);
-        let pids = |is_launcher: bool| -> Vec<String> {
+        // The run and its guard.
+        let own = || {
             let all = left(&yard).into_iter();
-            let of_run = all.filter(|it| !it.contains("/apscli run "));
-            let wanted = of_run.filter(|it| it.contains(" __fence ") == is_launcher);
-            let pid = |line: String| line.split(' ').next().unwrap().to_owned();
-            wanted.map(pid).collect()
+            all.filter(|it| it.contains("/apscli run ")).count()
         };
-        until("the daemon", || {
-            daemon(&yard.place.path("run/work")).is_some()
-        });
-        let (launcher, programs) = (pids(true).remove(0), pids(false));
+        let work = yard.place.path("run/work");
+        let field = |pid: &str, nth: usize| -> String {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            let (_, rest) = stat.rsplit_once(") ").unwrap();
+            rest.split(' ').nth(nth).unwrap().to_owned()
+        };
+        until("the daemon", || daemon(&work).is_some());
+        let daemon = daemon(&work).unwrap();
+        // Whatever loses its parent comes to the launcher.
+        let launcher = field(&daemon, 1);
+        let children = format!("/proc/{launcher}/task/{launcher}/children");
+        let children = fs::read_to_string(children).unwrap();
+        let programs: Vec<String> = children.split_whitespace().map(str::to_owned).collect();
+        assert!(
+            programs.contains(&daemon) && programs.len() == 2,
+            "{programs:?}"
+        );
         let environ = format!("/proc/{launcher}/environ");
         let data = fs::metadata(&environ).unwrap();
         assert_eq!((data.uid(), data.gid()), (0, 0), "{form}");
@@ -533,11 +545,22 @@ fn a_launcher_hides_and_does_not_die_alone() {
         let pid = Pid::from_raw(launcher.parse().unwrap()).unwrap();
         kill_process(pid, Signal::KILL).unwrap();
         until("its end", || !programs.iter().any(|it| lives(it)));
+        until("the folder's end", || {
+            fs::read_dir(&work).unwrap().count() == 1
+        });
+        assert_eq!(own(), 2, "{form}: the others go on");
+        signal(&run, Signal::TERM);
         let output = finish(run).json()["output"].clone();
-        let name = "daemon_and_stay";
-        assert_ne!(output[name]["status"], "success", "{form}");
-        let work = fs::read_dir(yard.place.path("run/work"));
-        assert_eq!(work.unwrap().count(), 0, "{form}: a folder is left");
+        let status = |name: &str| output[name]["status"].clone();
+        // Of a function it is the interpreter that is gone.
+        let gone = if form == "cmd" {
+            "failure"
+        } else {
+            "exception"
+        };
+        assert_eq!(status("daemon_and_stay"), gone, "{form}: {output}");
+        assert_eq!(status("spin"), "cancelled", "{form}: {output}");
+        assert_eq!(fs::read_dir(&work).unwrap().count(), 0, "{form}");
         until("the guard's end", || left(&yard).is_empty());
     }
 }

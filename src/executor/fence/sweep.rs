@@ -17,6 +17,8 @@ use rustix::process::{
     waitpid,
 };
 
+use crate::executor::spawn::is_guard;
+
 /// How long it may take until one more process is gone. What is not gone then hangs in the kernel.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 /// Most passes over a folder. Each takes all files away, and brings what is below one level up.
@@ -88,12 +90,12 @@ pub(super) fn adopt() -> Result<(), String> {
 }
 
 /// Ends what has come to this process from launchers that are no more: whatever is in a fence has a
-/// session of its own, and what this process starts by itself has not.
+/// session of its own, and what this process starts by itself has not, but for the guard.
 pub(super) fn end_strangers() {
     let own = getsid(None).ok();
     let strangers = || {
         let mut all = children(getpid());
-        all.retain(|pid| getsid(Some(*pid)).ok() != own);
+        all.retain(|pid| !is_guard(*pid) && getsid(Some(*pid)).ok() != own);
         all
     };
     let all = || {

@@ -323,7 +323,6 @@ impl Groups {
 }
 
 struct Guard {
-    pid: libc::pid_t,
     groups: &'static Groups,
     /// Groups that end by themselves when we do; see [`Command::leashed`].
     leashed: &'static Groups,
@@ -355,9 +354,8 @@ pub fn start_guard(held: Option<BorrowedFd<'_>>) -> io::Result<()> {
             drop(write);
             guard([groups, leashed], read, held)
         }
-        pid => {
+        _ => {
             let _ = GUARD.set(Guard {
-                pid,
                 groups,
                 leashed,
                 _alive: write,
@@ -365,13 +363,6 @@ pub fn start_guard(held: Option<BorrowedFd<'_>>) -> io::Result<()> {
             Ok(())
         }
     }
-}
-
-/// Whether this process is our guard: a child that no launcher has started.
-pub fn is_guard(pid: Pid) -> bool {
-    GUARD
-        .get()
-        .is_some_and(|guard| guard.pid == pid.as_raw_nonzero().get())
 }
 
 /// Tells the guard of a process group that another process has started for us.

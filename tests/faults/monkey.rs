@@ -232,9 +232,9 @@ async fn pages_that_somebody_edits_or_deletes_come_right() {
     assert!(harmed > 0, "there was no page to harm");
     let end = play.end_state().await;
     let pages = end["pages"].as_array().unwrap().iter();
-    let on_pages = pages.flat_map(|page| page["spec"]["nodes"].as_array().unwrap());
-    let in_run = end["runs"][0]["status"]["nodes"].as_array().unwrap();
-    let all = on_pages.chain(in_run);
+    let lists = pages.map(|page| &page["spec"]["nodes"]);
+    let lists = lists.chain([&end["runs"][0]["status"]["nodes"]]);
+    let all = lists.filter_map(Value::as_array).flatten();
     let names: BTreeSet<&str> = (all.filter(|node| node["phase"] == "Succeeded"))
         .map(|node| node["name"].as_str().unwrap())
         .collect();

@@ -66,7 +66,7 @@ impl Place {
             client: client.clone(),
             namespace,
             witness,
-            upstream: client.clone(),
+            upstream: crate::cluster::client_without_retries(crate::cluster::FAKE).await,
             effects,
             logs: logs.to_owned(),
             program: PathBuf::from(env!("CARGO_BIN_EXE_apscli")),

@@ -525,13 +525,15 @@ fn a_launcher_hides_and_does_not_die_alone() {
         let daemon = daemon(&work).unwrap();
         // Whatever loses its parent comes to the launcher.
         let launcher = field(&daemon, 1);
-        let children = format!("/proc/{launcher}/task/{launcher}/children");
-        let children = fs::read_to_string(children).unwrap();
-        let programs: Vec<String> = children.split_whitespace().map(str::to_owned).collect();
-        assert!(
-            programs.contains(&daemon) && programs.len() == 2,
-            "{programs:?}"
-        );
+        let programs = || -> Vec<String> {
+            let children = format!("/proc/{launcher}/task/{launcher}/children");
+            let children = fs::read_to_string(children).unwrap();
+            children.split_whitespace().map(str::to_owned).collect()
+        };
+        // Those between the program and its daemon end by themselves.
+        until("the others' end", || programs().len() == 2);
+        let programs = programs();
+        assert!(programs.contains(&daemon), "{programs:?}");
         let environ = format!("/proc/{launcher}/environ");
         let data = fs::metadata(&environ).unwrap();
         assert_eq!((data.uid(), data.gid()), (0, 0), "{form}");

@@ -195,6 +195,9 @@ pub enum End {
     Ended(&'static str),
 }
 
+/// Of a program that lets nobody see which files it has open.
+const HIDDEN: &str = "can be counted in files, as a program of it hides or cannot be read";
+
 /// How long has time what would never end.
 pub const TIME: &str = "2s";
 
@@ -203,7 +206,9 @@ pub fn wastes(memory: &'static str) -> Vec<(&'static str, End)> {
     vec![
         ("fill", End::Over("64 MiB in files")),
         ("fill_unnamed", End::Over("64 MiB in files")),
-        ("fill_hidden", End::Over("can be counted in files")),
+        ("fill_hidden", End::Over(HIDDEN)),
+        ("fill_headless", End::Over("64 MiB in files")),
+        ("take_headless", End::Over(memory)),
         ("fill_one", End::Refused),
         ("say", End::Well),
         ("take", End::Over(memory)),

@@ -255,14 +255,15 @@ impl Blame {
         file.read_to_string(&mut text).ok()?;
         let before: i32 = text.trim().parse().ok()?;
         let more = before.saturating_add(BLAME).min(1000);
-        write!(file, "{more}").ok()?;
+        // At once: a sign by itself is no number.
+        file.write_all(more.to_string().as_bytes()).ok()?;
         Some(Self { file, before })
     }
 }
 
 impl Drop for Blame {
     fn drop(&mut self) {
-        let _ = write!(self.file, "{}", self.before);
+        let _ = self.file.write_all(self.before.to_string().as_bytes());
     }
 }
 

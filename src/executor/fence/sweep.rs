@@ -13,11 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, chmodat, open, openat, renameat, unlinkat};
 use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, getpid, getsid, kill_process, set_child_subreaper, wait,
-    waitpid,
+    Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, wait, waitpid,
 };
-
-use crate::executor::spawn::is_guard;
 
 /// How long it may take until one more process is gone. What is not gone then hangs in the kernel.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
@@ -53,13 +50,17 @@ pub(super) fn children(parent: Pid) -> Vec<Pid> {
 fn all() -> impl Iterator<Item = (Pid, i32)> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-        // The name before it may hold anything.
-        let (_, rest) = stat.rsplit_once(')')?;
-        let parent = rest.split_ascii_whitespace().nth(1)?.parse().ok()?;
-        Some((Pid::from_raw(pid)?, parent))
+        let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+        Some((pid, stat(pid, 1)?))
     })
+}
+
+/// A number of a process's: its parent (1), its session (3; 0 if that is another namespace's).
+fn stat(pid: Pid, field: usize) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The name before it may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(field)?.parse().ok()
 }
 
 /// A process's descendants; not many more than `most`.
@@ -82,20 +83,31 @@ pub(super) fn end_all() -> bool {
     end(all, || wait(WaitOptions::NOHANG))
 }
 
+/// The children that this process had before it started any launcher, such as the guard.
+static OWN: OnceLock<Vec<Pid>> = OnceLock::new();
+
 /// From now on, what a launcher has started comes to this process when the launcher is no more.
+/// Before the first launcher is started.
 pub(super) fn adopt() -> Result<(), String> {
     static ADOPTS: OnceLock<rustix::io::Result<()>> = OnceLock::new();
-    let adopts = ADOPTS.get_or_init(|| set_child_subreaper(Some(getpid())));
+    let adopts = ADOPTS.get_or_init(|| {
+        OWN.get_or_init(|| children(getpid()));
+        set_child_subreaper(Some(getpid()))
+    });
     adopts.map_err(|error| format!("cannot become a subreaper: {error}"))
 }
 
 /// Ends what has come to this process from launchers that are no more: whatever is in a fence has a
-/// session of its own, and what this process starts by itself has not, but for the guard.
+/// session of its own, and what this process starts has not.
 pub(super) fn end_strangers() {
-    let own = getsid(None).ok();
+    let own = stat(getpid(), 3);
     let strangers = || {
         let mut all = children(getpid());
-        all.retain(|pid| !is_guard(*pid) && getsid(Some(*pid)).ok() != own);
+        all.retain(|pid| {
+            let is_own = OWN.get().is_some_and(|own| own.contains(pid));
+            let session = stat(*pid, 3);
+            !is_own && session.is_some() && session != own
+        });
         all
     };
     let all = || {

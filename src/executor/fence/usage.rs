@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::ErrorKind;
+use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, chmodat, open, openat, statat};
 use rustix::process::Pid;
@@ -19,6 +19,10 @@ const ENTRIES: u64 = 20_000;
 const DEPTH: usize = 100;
 /// Bytes of a block, as `stat` counts them.
 const BLOCK: u64 = 512;
+
+/// What cannot be counted is more than may be.
+const HIDDEN: &str =
+    "more than can be counted in files, as a program of it hides or cannot be read";
 
 /// What was seen at the look before.
 #[derive(Debug, Default)]
@@ -52,7 +56,7 @@ impl Usage {
         // One that is just being replaced by another program hides for a moment.
         let hid = std::mem::replace(&mut self.hidden, unnamed.is_none());
         if hid && unnamed.is_none() {
-            return Some("more than can be counted in files".to_owned());
+            return Some(HIDDEN.to_owned());
         }
         let kept = files(folder).saturating_add(unnamed.unwrap_or(0));
         (kept > limits.folder).then(|| format!("more than {} in files", bytes(limits.folder)))
@@ -68,20 +72,25 @@ fn bytes(count: u64) -> String {
     }
 }
 
-/// A number of pages: all that it has mapped (0), or what of it is in memory (1).
-fn pages(pid: Pid, field: usize) -> u64 {
-    let path = format!("/proc/{}/statm", pid.as_raw_nonzero());
-    let text = fs::read_to_string(path).unwrap_or_default();
+/// The threads of a process. Its first one may have ended, and then nothing is to be had of the
+/// process itself: of each of the others it is.
+fn threads(pid: Pid) -> impl Iterator<Item = PathBuf> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()));
+    let tasks = tasks.into_iter().flatten().flatten();
+    tasks.map(|entry| entry.path())
+}
+
+/// A number of pages of a thread's process: all that it has mapped (0), what of it is in memory (1).
+fn pages(thread: &Path, field: usize) -> u64 {
+    let text = fs::read_to_string(thread.join("statm")).unwrap_or_default();
     let pages = text.split_ascii_whitespace().nth(field);
     pages.and_then(|it| it.parse().ok()).unwrap_or(0)
 }
 
+/// Pages in memory.
 fn resident(pid: Pid) -> u64 {
-    pages(pid, 1)
-}
-
-fn has_memory(pid: Pid) -> bool {
-    pages(pid, 0) > 0
+    let pages = threads(pid).map(|thread| pages(&thread, 1));
+    pages.max().unwrap_or(0)
 }
 
 /// Bytes in memory, of what is shared its part only.
@@ -156,18 +165,22 @@ fn files(folder: &Path) -> u64 {
 fn unlinked(processes: &[Pid]) -> Option<u64> {
     let mut seen = BTreeSet::new();
     let mut taken = 0_u64;
-    for pid in processes {
-        let entries = match fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())) {
+    for thread in processes.iter().flat_map(|pid| threads(*pid)) {
+        // Of one that ends, memory goes first and files after it, and nothing can be read then.
+        let hides = |error: &io::Error| {
+            error.kind() == io::ErrorKind::PermissionDenied && pages(&thread, 0) > 0
+        };
+        let entries = match fs::read_dir(thread.join("fd")) {
             Ok(entries) => entries,
-            // Of one that ends, memory goes first and files after it, and nothing can be read then.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied && has_memory(*pid) => {
-                return None;
-            }
+            Err(error) if hides(&error) => return None,
             Err(_) => continue,
         };
         for entry in entries.flatten() {
-            let Ok(data) = fs::metadata(entry.path()) else {
-                continue;
+            let data = match fs::metadata(entry.path()) {
+                Ok(data) => data,
+                // Who is root may list all, and looks into those of its like only.
+                Err(error) if hides(&error) => return None,
+                Err(_) => continue,
             };
             if data.is_file() && data.nlink() == 0 && seen.insert((data.dev(), data.ino())) {
                 taken = taken.saturating_add(data.blocks().saturating_mul(BLOCK));

@@ -436,6 +436,7 @@ impl Actor {
 
     /// Waits that have come to their end.
     pub(super) fn observe_time(&mut self) {
+        self.came = Instant::now();
         let now = self.context.clock.now();
         let due = self.waiting.extract_if(.., |_, (until, _)| *until <= now);
         let due: Vec<Box<Pod>> = due.map(|(_, (_, pod))| pod).collect();

@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -363,6 +364,28 @@ def fill_hidden():
     os.execv("sh", ["sh", "-c", script + "sleep 1000"])
 
 
+def headless(work):
+    """Its first thread is over: of a process as a whole, the kernel tells nothing then."""
+    threading.Thread(target=work).start()
+    libc.syscall(ctypes.c_long(60 if X86 else 93), 0)
+
+
+def fill_headless():
+    headless(fill_unnamed)
+
+
+def take_headless():
+    def work():
+        kept = bytearray(b"x") * (200 << 20)
+        time.sleep(1000)
+        return kept[0]
+
+    for _ in range(8):
+        if os.fork() == 0:
+            headless(work)
+    time.sleep(1000)
+
+
 def fill_one():
     """Ends as a program with the error's number."""
     try:
@@ -441,6 +464,8 @@ WASTES = {
         fill,
         fill_unnamed,
         fill_hidden,
+        fill_headless,
+        take_headless,
         fill_one,
         say,
         take,

@@ -28,15 +28,23 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// A client of the cluster whose kubeconfig the variable names. Without it the test fails: who
 /// asks for a test of this kind has to lend a cluster.
 pub async fn client(variable: &str) -> Client {
+    Client::try_from(config(variable).await).unwrap()
+}
+
+/// Likewise, one that does what it is asked for once, or says that it failed.
+pub async fn client_without_retries(variable: &str) -> Client {
+    let mut config = config(variable).await;
+    config.default_retry = false;
+    Client::try_from(config).unwrap()
+}
+
+async fn config(variable: &str) -> Config {
     let path = env::var_os(variable)
         .unwrap_or_else(|| panic!("{variable} is not set: run this by tests/cluster/with"));
     let kubeconfig = Kubeconfig::read_from(path).unwrap();
     let whole = KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(kubeconfig, &whole).await;
-    let mut config = config.unwrap();
-    // What was asked for is done once, or said to have failed.
-    config.default_retry = false;
-    Client::try_from(config).unwrap()
+    config.unwrap()
 }
 
 /// The cluster with fake nodes.

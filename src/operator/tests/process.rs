@@ -403,20 +403,24 @@ async fn a_cancel_ends_what_runs_and_what_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_may_who_was_not_named() {
-    let fake = started().await;
-    fake.put("workflowruns", processes(&fan(1)));
-    passes(1).await;
-    assert_eq!(phase(&fake), "Error");
-    assert_eq!(
-        fake.run()["status"]["conditions"][0]["reason"],
-        "ProcessNotAllowed"
-    );
-    assert_eq!(
-        message(&fake),
-        "executor: `process` is not allowed here; expected `pod` (the cluster's administrator can \
-         allow it for namespace default: --process-namespace, or for a service of namespace shared: \
-         --process-service)"
-    );
+    let action = json!({"type": "cmd", "cmd": "true", "executor": "process"});
+    let of_a_node = run_of(&json!({"a": {"action": action}, "b": node(&[])}));
+    for run in [processes(&fan(1)), of_a_node] {
+        let fake = started().await;
+        fake.put("workflowruns", run);
+        passes(1).await;
+        assert_eq!(phase(&fake), "Error");
+        assert_eq!(
+            fake.run()["status"]["conditions"][0]["reason"],
+            "ProcessNotAllowed"
+        );
+        let said = message(&fake);
+        let why = "executor: `process` is not allowed here; expected `pod` (the cluster's \
+                   administrator can allow it for namespace default: --process-namespace, or for a \
+                   service of namespace shared: --process-service)";
+        assert!(said.ends_with(why), "{said}");
+        assert_eq!(fake.created().len(), 0);
+    }
 }
 
 /// A service that a namespace makes under an allowed name is still that namespace's.

@@ -316,7 +316,10 @@ async fn processes_are_carried_out_beside_the_operator() {
     let probe = json!({"action": {"type": "cmd", "cmd": ["python3", "-c", PROBE]}});
     let after =
         json!({"prev_nodes": ["probe"], "action": {"type": "cmd", "cmd": "echo [OUTPUT]after"}});
-    let template = json!({"probe": probe, "after": after});
+    // The operator's image has the interpreter, and what is called in it.
+    let dict = json!({"type": "api", "module": "builtins", "function": "dict"});
+    let call = json!({"action": dict, "param": {"return_code": 0, "output": "called"}});
+    let template = json!({"probe": probe, "after": after, "call": call});
     let spec = json!({"executor": "process", "template": template});
     apply(&namespace, "processes", &spec);
     let status = over(&client, &namespace, "processes").await;
@@ -343,4 +346,5 @@ async fn processes_are_carried_out_beside_the_operator() {
     });
     assert_eq!(said, expected, "{probe:#?}");
     assert_eq!(entry(&status, "after").output, Some(json!("after")));
+    assert_eq!(entry(&status, "call").output, Some(json!("called")));
 }

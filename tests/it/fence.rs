@@ -524,6 +524,10 @@ fn a_launcher_hides_and_does_not_die_alone() {
         until("the daemon", || daemon(&work).is_some());
         let daemon = daemon(&work).unwrap();
         // Whatever loses its parent comes to the launcher.
+        until("its parents' end", || {
+            let words = fs::read_to_string(format!("/proc/{}/cmdline", field(&daemon, 1)));
+            words.is_ok_and(|words| words.contains("\0__fence\0"))
+        });
         let launcher = field(&daemon, 1);
         let programs = || -> Vec<String> {
             let children = format!("/proc/{launcher}/task/{launcher}/children");

@@ -158,6 +158,7 @@ pub fn probes(targets: &Targets) -> Vec<Probe> {
         ("chown", None, PERM, PERM, false),
         ("session", None, PERM, PERM, true),
         ("hide", None, PERM, PERM, true),
+        ("files_apart", None, PERM, PERM, true),
         ("canary", None, "unset", "unset", true),
         ("files_for_others", None, ACCES, ACCES, false),
         ("new_privileges", None, PERM, PERM, false),

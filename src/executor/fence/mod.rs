@@ -318,6 +318,11 @@ impl Inside {
 
     /// What came of the attempt, once its launcher has ended. `program` is what was to be run.
     pub(super) fn leave(self, mut outcome: Outcome, program: Option<&Path>) -> Outcome {
+        #[cfg(feature = "program")]
+        if !matches!(outcome.ending, Ending::Exited(_)) {
+            // It may be the launcher that was ended.
+            sweep::end_strangers();
+        }
         let mut began = false;
         for said in self.said() {
             match said {

@@ -394,7 +394,23 @@ fn conditions(network: bool) -> Result<Rules, seccompiler::Error> {
         let mask = SeccompCmpOp::MaskedEq(u64::from(flag.unsigned_abs()));
         clone.push(SeccompRule::new(vec![is(0, mask, flag)?])?);
     }
+    // All threads of a process have the files that one of them has: whoever counts looks at one.
+    let apart = SeccompCmpOp::MaskedEq(u64::from(
+        (libc::CLONE_THREAD | libc::CLONE_FILES).unsigned_abs(),
+    ));
+    let apart = is(0, apart, libc::CLONE_THREAD)?;
+    clone.push(SeccompRule::new(vec![apart])?);
     rules.insert(libc::SYS_clone, clone);
+    let unshare = libc::CLOSE_RANGE_UNSHARE.cast_signed();
+    let unshare = is(
+        2,
+        SeccompCmpOp::MaskedEq(u64::from(unshare.unsigned_abs())),
+        unshare,
+    )?;
+    rules.insert(
+        libc::SYS_close_range,
+        vec![SeccompRule::new(vec![unshare])?],
+    );
     // Words into somebody's terminal.
     let mut terminal = Vec::new();
     for request in [0x5412, 0x541C] {
@@ -592,9 +608,29 @@ mod tests {
                 &[threads | libc::CLONE_NEWPID],
                 [REFUSED; 2],
             ),
+            (
+                libc::SYS_clone,
+                &[threads & !libc::CLONE_FILES],
+                [REFUSED; 2],
+            ),
+            (libc::SYS_close_range, &[3, -1, 4], [ALLOWED; 2]),
+            (libc::SYS_close_range, &[3, -1, 6], [REFUSED; 2]),
+            (libc::SYS_prctl, &[libc::PR_SET_DUMPABLE, 1], [ALLOWED; 2]),
+            (libc::SYS_prctl, &[libc::PR_SET_DUMPABLE, 0], [REFUSED; 2]),
+            (libc::SYS_prctl, &[libc::PR_SET_NAME, 0], [ALLOWED; 2]),
             (libc::SYS_ioctl, &[0, 0x5413], [ALLOWED; 2]),
             (libc::SYS_ioctl, &[0, 0x5412], [REFUSED; 2]),
             (libc::SYS_socketpair, &[local, stream], [ALLOWED; 2]),
+            (
+                libc::SYS_socketpair,
+                &[local, libc::SOCK_SEQPACKET | flags],
+                [ALLOWED; 2],
+            ),
+            (
+                libc::SYS_socketpair,
+                &[local, libc::SOCK_DGRAM | flags],
+                [REFUSED; 2],
+            ),
             (libc::SYS_socketpair, &[inet, stream], [REFUSED; 2]),
             (
                 libc::SYS_socket,

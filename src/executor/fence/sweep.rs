@@ -100,13 +100,12 @@ pub(super) fn adopt() -> Result<(), String> {
 /// Ends what has come to this process from launchers that are no more: whatever is in a fence has a
 /// session of its own, and what this process starts has not.
 pub(super) fn end_strangers() {
-    let own = stat(getpid(), 3);
+    let Some(own) = stat(getpid(), 3) else { return };
     let strangers = || {
         let mut all = children(getpid());
         all.retain(|pid| {
             let is_own = OWN.get().is_some_and(|own| own.contains(pid));
-            let session = stat(*pid, 3);
-            !is_own && session.is_some() && session != own
+            !is_own && stat(*pid, 3).is_some_and(|session| session != own)
         });
         all
     };

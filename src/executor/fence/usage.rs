@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, chmodat, open, openat, statat};
-use rustix::process::Pid;
+use rustix::process::{Pid, test_kill_process};
 
 use super::{Limits, sweep};
 
@@ -72,12 +72,12 @@ fn bytes(count: u64) -> String {
     }
 }
 
-/// The threads of a process. Its first one may have ended, and then nothing is to be had of the
-/// process itself: of each of the others it is.
-fn threads(pid: Pid) -> impl Iterator<Item = PathBuf> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()));
-    let tasks = tasks.into_iter().flatten().flatten();
-    tasks.map(|entry| entry.path())
+/// A thread of a process that has its memory and its files. The first one may have ended, and then
+/// nothing is to be had of the process itself. None: it is over.
+fn thread(pid: Pid) -> io::Result<Option<PathBuf>> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()))?;
+    let mut threads = tasks.flatten().map(|entry| entry.path());
+    Ok(threads.find(|thread| pages(thread, 0) > 0))
 }
 
 /// A number of pages of a thread's process: all that it has mapped (0), what of it is in memory (1).
@@ -89,8 +89,8 @@ fn pages(thread: &Path, field: usize) -> u64 {
 
 /// Pages in memory.
 fn resident(pid: Pid) -> u64 {
-    let pages = threads(pid).map(|thread| pages(&thread, 1));
-    pages.max().unwrap_or(0)
+    let thread = thread(pid).ok().flatten();
+    thread.map_or(0, |thread| pages(&thread, 1))
 }
 
 /// Bytes in memory, of what is shared its part only.
@@ -165,7 +165,13 @@ fn files(folder: &Path) -> u64 {
 fn unlinked(processes: &[Pid]) -> Option<u64> {
     let mut seen = BTreeSet::new();
     let mut taken = 0_u64;
-    for thread in processes.iter().flat_map(|pid| threads(*pid)) {
+    for pid in processes {
+        let thread = match thread(*pid) {
+            Ok(Some(thread)) => thread,
+            // Where `/proc` tells of processes that can be looked into only, it tells nothing.
+            Err(_) if test_kill_process(*pid).is_ok() => return None,
+            Ok(None) | Err(_) => continue,
+        };
         // Of one that ends, memory goes first and files after it, and nothing can be read then.
         let hides = |error: &io::Error| {
             error.kind() == io::ErrorKind::PermissionDenied && pages(&thread, 0) > 0

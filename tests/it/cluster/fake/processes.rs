@@ -289,20 +289,28 @@ fn a_killed_runner_loses_its_nodes_and_another_comes() {
         json!({"template": {"a": node}, "executor": "process"})
     };
     // More than there are places: some wait, and say for what.
-    let cores = thread::available_parallelism().unwrap().get();
-    let node = json!({"action": {"type": "cmd", "cmd": "sleep 8"}});
-    let names = (0..=cores).map(|nth| (format!("n{nth}"), node.clone()));
+    until("the runner", || {
+        operator.log().contains("the runner is there")
+    });
+    let log = operator.log();
+    let (_, places) = log.split_once("slots").unwrap();
+    let places = places.trim_start_matches(|it: char| !it.is_ascii_digit());
+    let places: String = places.chars().take_while(char::is_ascii_digit).collect();
+    let most: usize = places.parse().unwrap();
+    let node = json!({"action": {"type": "cmd", "cmd": "sleep 1000"}});
+    let names = (0..=most).map(|nth| (format!("n{nth}"), node.clone()));
     let many: BTreeMap<String, Value> = names.collect();
     let many = json!({"template": many, "executor": "process"});
     cluster.create(&run("many", &many));
-    let why = format!("all {cores} places of the runner are taken");
+    let why = format!("all {places} places of the runner are taken");
     let waits = |node: &Value| node["message"].as_str() == Some(&why);
     until("a node that waits", || {
         let status = cluster.run("many")["status"].clone();
         let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
         nodes.iter().any(waits)
     });
-    cluster.wait("wfr/many", "condition=Complete", PATIENCE);
+    cluster.apscli(&["cancel", "many"]);
+    cluster.wait("wfr/many", "jsonpath={.status.returnCode}", PATIENCE);
     cluster.create(&run("long", &template("1000")));
     let sleeps = || {
         let mut all = left(&yard);

@@ -85,17 +85,27 @@ pub async fn run(client: Client) {
         Arc::new(Mutex::new(cleans)),
         Arc::new(Mutex::new(Report::new(results, &scenarios))),
     );
-    work(&client, &logs, workers, &scenarios, queue, None, {
-        let cleans = Arc::clone(&cleans);
-        move |plan, came| {
-            let mut cleans = cleans.lock().unwrap();
-            let before = cleans.entry(plan.scenario).or_default();
-            before.push(came);
-            if let [first, second] = before.as_mut_slice() {
-                second.compare(first);
+    let unchecked = |_: &Plan, _: &mut Came| {};
+    work(
+        &client,
+        &logs,
+        workers,
+        &scenarios,
+        queue,
+        None,
+        unchecked,
+        {
+            let cleans = Arc::clone(&cleans);
+            move |plan, came| {
+                let mut cleans = cleans.lock().unwrap();
+                let before = cleans.entry(plan.scenario).or_default();
+                before.push(came);
+                if let [first, second] = before.as_mut_slice() {
+                    second.compare(first);
+                }
             }
-        }
-    })
+        },
+    )
     .await;
     let cleans = Arc::into_inner(cleans).unwrap().into_inner().unwrap();
     let mut all = Vec::new();
@@ -125,13 +135,25 @@ pub async fn run(client: Client) {
     );
     let cleans = Arc::new(cleans);
     let names = Arc::clone(&scenarios);
-    work(&client, &logs, workers, &scenarios, chosen.into(), until, {
-        let (cleans, report) = (Arc::clone(&cleans), Arc::clone(&report));
-        move |plan, mut came| {
-            came.compare(&cleans[&plan.scenario][0]);
-            report.lock().unwrap().take(&names, &plan, &came);
-        }
-    })
+    let compare = {
+        let cleans = Arc::clone(&cleans);
+        move |plan: &Plan, came: &mut Came| came.compare(&cleans[&plan.scenario][0])
+    };
+    work(
+        &client,
+        &logs,
+        workers,
+        &scenarios,
+        chosen.into(),
+        until,
+        compare,
+        {
+            let report = Arc::clone(&report);
+            move |plan, came| {
+                report.lock().unwrap().take(&names, &plan, &came);
+            }
+        },
+    )
     .await;
     let report = report.lock().unwrap();
     report.print(&scenarios, began.elapsed());
@@ -139,7 +161,11 @@ pub async fn run(client: Client) {
     let _ = std::fs::remove_dir_all(&logs);
 }
 
-/// Carries out a queue of plans with so many workers.
+/// Carries out a queue of plans with so many workers; `check` adds what is wrong with one that was.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "two lists of plans, and what is done with each"
+)]
 async fn work(
     client: &Client,
     logs: &Path,
@@ -147,6 +173,7 @@ async fn work(
     scenarios: &Arc<Vec<Scenario>>,
     queue: VecDeque<Plan>,
     until: Option<Instant>,
+    check: impl Fn(&Plan, &mut Came) + Clone + Send + Sync + 'static,
     done: impl Fn(Plan, Came) + Clone + Send + Sync + 'static,
 ) {
     static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(1);
@@ -154,7 +181,8 @@ async fn work(
     let queue = Arc::new(Mutex::new(queue));
     let mut tasks = Vec::new();
     for _ in 0..workers {
-        let (queue, scenarios, done) = (Arc::clone(&queue), Arc::clone(scenarios), done.clone());
+        let (queue, scenarios) = (Arc::clone(&queue), Arc::clone(scenarios));
+        let (check, done) = (check.clone(), done.clone());
         let (client, logs) = (client.clone(), logs.to_owned());
         tasks.push(tokio::spawn(async move {
             let mut place = Place::new(&client, &logs).await;
@@ -168,11 +196,13 @@ async fn work(
                 let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                 let mut came = play(&place, &scenarios[plan.scenario], &plan, number).await;
                 // Where its moment did not come, it may the next time.
+                check(&plan, &mut came);
                 for _ in 1..TRIES {
                     if came.fired || !came.differences.is_empty() {
                         break;
                     }
                     came = play(&place, &scenarios[plan.scenario], &plan, number).await;
+                    check(&plan, &mut came);
                 }
                 let log = logs.join(format!("{number}.log"));
                 let wrong = !came.differences.is_empty();

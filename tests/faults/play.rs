@@ -37,6 +37,9 @@ const LATE: Duration = Duration::from_millis(1500);
 /// Likewise where the run is gone, and the garbage collector deletes its pods.
 const GARBAGE: Duration = Duration::from_secs(8);
 
+/// How long a witness may take to hear of a pod.
+const SEEN: Duration = Duration::from_secs(40);
+
 /// Said of an operator that was started and does not watch.
 pub const IDLE: &str = "the operator does not begin";
 
@@ -111,8 +114,7 @@ pub async fn play(place: &Place, scenario: &Scenario, plan: &Plan, number: usize
         }
     }
     let end = play.until_over(plan).await;
-    let proxy = play.operators[0].1.clone();
-    let mut fired = proxy.ledger().fired > 0 || plan.rule.is_none();
+    let mut fired = play.operators[0].1.ledger().fired > 0 || plan.rule.is_none();
     if plan.deleted == Deleted::All {
         // Where all had ended, nothing was taken.
         let at_kill = play.at_kill.lock().unwrap();
@@ -139,8 +141,6 @@ pub async fn play(place: &Place, scenario: &Scenario, plan: &Plan, number: usize
         play.differences.extend(wrong);
     }
     let differences = play.close().await;
-    // Some of it comes only once the run is deleted.
-    fired |= plan.deleted != Deleted::All && proxy.ledger().fired > 0;
     Came {
         fired,
         differences,
@@ -228,7 +228,7 @@ impl<'a> Play<'a> {
             self.differences.extend(operator.accidents());
         }
         for (operator, proxy) in &self.operators {
-            operator.kill();
+            operator.retire();
             proxy.close();
         }
         // Runners see that the operator is gone, and end by themselves.
@@ -588,7 +588,11 @@ impl<'a> Play<'a> {
             if said != last.0 {
                 last = (said, Instant::now());
             }
-            let fired = plan.rule.is_none() || self.operators[0].1.ledger().fired > 0;
+            // A clean run waits as well: what comes late is to be among its writes.
+            let fired = match plan.rule {
+                Some(_) => self.operators[0].1.ledger().fired > 0,
+                None => late == LATE,
+            };
             let quiet = last.1.elapsed() > QUIET;
             // A write that is late, or held, still does what it does.
             let busy = self.operators.iter().any(|(_, proxy)| proxy.is_busy());
@@ -621,21 +625,16 @@ impl<'a> Play<'a> {
     }
 
     /// The pods that are on record are those that there were.
-    fn recorded_are_there(&mut self, end: &Value) {
-        let view = self.place.witness.view();
-        let lists = ["/status/nodes", "/spec/nodes"];
-        let objects = ["runs", "pages"].map(|kind| end[kind].as_array().cloned());
-        for object in objects.into_iter().flatten().flatten() {
-            let nodes = lists.iter().filter_map(|list| object.pointer(list));
-            for node in nodes.filter_map(Value::as_array).flatten() {
-                let Some(uid) = node["pod"]["uid"].as_str() else {
-                    continue;
-                };
-                let title = format!("{}/{}", node["name"].as_str().unwrap(), node["attempt"]);
-                if view.pods.get(uid).is_none_or(|pod| pod.title != title) {
-                    let why = format!("on record for {title} is the pod {uid}, which is not its");
-                    self.differences.push(why);
-                }
+    async fn recorded_are_there(&mut self, end: &Value) {
+        for (run, title, uid) in recorded(end) {
+            let is_its = |view: &View| {
+                let pod = view.pods.get(&uid);
+                pod.is_some_and(|pod| pod.title == title && pod.run == run)
+            };
+            // The witness may not have heard of it yet.
+            if !self.place.witness.until(SEEN, is_its).await {
+                let why = format!("on record for {title} is the pod {uid}, which is not its");
+                self.differences.push(why);
             }
         }
     }
@@ -660,7 +659,7 @@ impl<'a> Play<'a> {
             "runs": list("WorkflowRun").await,
             "pages": list("WorkflowRunPage").await,
         });
-        self.recorded_are_there(&end);
+        self.recorded_are_there(&end).await;
         let mut words = self.uids.clone();
         words.push(namespace.clone());
         words.extend(self.squatters.iter().map(|(name, _)| name.clone()));
@@ -847,4 +846,25 @@ fn is_about_to_end(pod: &Value) -> bool {
         (running["startedAt"].as_str()).and_then(|text| text.parse().ok());
     // It tells whole seconds, and may be late.
     since.is_some_and(|since| jiff::Timestamp::now().duration_since(since).as_millis() > 1200)
+}
+
+/// The pods that are on record: the UID of the run, the attempt, and the pod's own UID.
+fn recorded(end: &Value) -> Vec<(String, String, String)> {
+    let mut found = Vec::new();
+    let objects = ["runs", "pages"].map(|kind| end[kind].as_array().cloned());
+    for object in objects.into_iter().flatten().flatten() {
+        // A page belongs to its run.
+        let owner = object.pointer("/metadata/ownerReferences/0/uid");
+        let run = owner.or_else(|| object.pointer("/metadata/uid"));
+        let run = run.and_then(Value::as_str).unwrap_or_default();
+        let lists = ["/status/nodes", "/spec/nodes"].map(|list| object.pointer(list));
+        let lists = lists.into_iter().flatten().filter_map(Value::as_array);
+        for node in lists.flatten() {
+            if let Some(uid) = node["pod"]["uid"].as_str() {
+                let title = format!("{}/{}", node["name"].as_str().unwrap(), node["attempt"]);
+                found.push((run.to_owned(), title, uid.to_owned()));
+            }
+        }
+    }
+    found
 }

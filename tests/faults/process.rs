@@ -30,6 +30,8 @@ struct Inner {
     child: Option<Child>,
     environment: Vec<(String, String)>,
     starts: usize,
+    /// It is not started any more.
+    retired: bool,
     /// How it ended when nobody had killed it.
     accidents: Vec<String>,
 }
@@ -58,6 +60,7 @@ impl Operator {
             child: None,
             environment: launch.variables.clone(),
             starts: 0,
+            retired: false,
             accidents: Vec::new(),
         };
         Self {
@@ -77,6 +80,9 @@ impl Operator {
 
     pub fn start(&self) {
         let mut inner = self.inner.lock().unwrap();
+        if inner.retired {
+            return;
+        }
         assert!(inner.child.is_none(), "it runs already");
         let Launch {
             program,
@@ -115,6 +121,12 @@ impl Operator {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Ends it for good: whoever has killed it and means to start it again comes too late.
+    pub fn retire(&self) {
+        self.inner.lock().unwrap().retired = true;
+        self.kill();
     }
 
     pub fn signal(&self, signal: Signal) {

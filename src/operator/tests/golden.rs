@@ -130,6 +130,41 @@ async fn states() -> Vec<State> {
     fake.pod_ends("a/1", Ending::Exited(1));
     passes(2).await;
     states.push(("over", "Failed", fake));
+
+    // From a copy of a service's template, which its owner has changed since.
+    let fake = started().await;
+    let service = |template: &Value| {
+        json!({"metadata": {"name": "s"}, "spec": {"fqsn": "some.service",
+            "versions": [{"version": "1", "template": template}]}})
+    };
+    fake.put("services", service(&diamond()));
+    passes(1).await;
+    fake.put("workflowruns", run(&json!({"fqsn": "some.service"})));
+    passes(1).await;
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    fake.merge("services", "s", &service(&json!({"z": node(&[])})));
+    passes(1).await;
+    states.push(("by-fqsn", "Succeeded", fake));
+
+    let fake = started().await;
+    let spec = json!({"template": diamond(), "podRetention": "Never"});
+    fake.put("workflowruns", run(&spec));
+    passes(1).await;
+    fake.pod_ends("a/1", ok());
+    passes(3).await;
+    fake.pod_runs("b/1");
+    passes(1).await;
+    states.push(("first-pod-gone", "Succeeded", fake));
+
+    // Its time is over when the next operator comes.
+    let fake = started().await;
+    let spec = json!({"template": diamond(), "timeout": "5s"});
+    fake.put("workflowruns", run(&spec));
+    passes(1).await;
+    fake.pod_runs("a/1");
+    passes(1).await;
+    states.push(("timeout-of-the-run", "Failed", fake));
     states
 }
 
@@ -157,7 +192,11 @@ async fn what_any_released_version_left_goes_on() {
         for (name, ends, fake) in states().await {
             let state = json!({"ends": ends, "objects": fake.objects()});
             let text = serde_json::to_string_pretty(&state).unwrap();
-            fs::write(folder.join(format!("{name}.json")), text + "\n").unwrap();
+            // What a version has left is never changed.
+            let file = folder.join(format!("{name}.json"));
+            if !file.exists() {
+                fs::write(file, text + "\n").unwrap();
+            }
         }
     }
     let mut replayed = 0;

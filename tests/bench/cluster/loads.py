@@ -26,6 +26,8 @@ from lib.api import Api
 
 AT_ONCE = 32
 PATIENCE_SECONDS = 1800
+# A control plane that does nothing still takes a tenth of two processors.
+QUIET = 0.15
 WRITES = ("POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION")
 PODS = "/api/v1/namespaces/default/pods"
 # Of the pods of raw, which no engine looks at.
@@ -144,13 +146,14 @@ def measure(
     at_server, of_engine = prometheus.Samples(), prometheus.Samples()
 
     def measure_raw() -> None:
+        _settle()
         raws.append(raw())
         _clear(client, "=".join(RAW_LABEL))
 
     with _profiled(controller.pid, profile):
         for nth in range(shape.times):
             measure_raw()
-            _settle(controller)
+            _settle()
             names = [f"{shape.name}-{nth}-{i}" for i in range(shape.runs)]
             with _ready(client, controller, names, shape) as create:
                 controller.forget_peak()
@@ -280,16 +283,25 @@ def _clear(client: Client, labels: str = "") -> None:
         time.sleep(0.1)
 
 
-def _settle(controller: Controller) -> None:
-    """Until the engine does nothing, or 10 seconds."""
-    deadline = time.monotonic() + 10
-    before = controller.cpu_seconds()
+def _settle() -> None:
+    """Until the machine does little, or 30 seconds: what went before must not be paid for by what comes."""
+    deadline = time.monotonic() + 30
+    before = _ticks()
     while time.monotonic() < deadline:
         time.sleep(0.5)
-        now = controller.cpu_seconds()
-        if now - before < 0.02:
+        now = _ticks()
+        busy, passed = (n - then for n, then in zip(now, before, strict=True))
+        if busy < passed * QUIET:
             return
         before = now
+
+
+def _ticks() -> tuple[int, int]:
+    """How long all processors have worked, and how long there have been any, in ticks."""
+    with open("/proc/stat") as file:
+        fields = [int(field) for field in file.readline().split()[1:9]]
+    idle = fields[3] + fields[4]
+    return sum(fields) - idle, sum(fields)
 
 
 def _cluster_writes(found: prometheus.Samples) -> float:

@@ -18,6 +18,8 @@ use rustix::process::{
 
 /// How long it may take until one more process is gone. What is not gone then hangs in the kernel.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// Likewise for what has lost its launcher.
+const STRANGERS_GONE_WITHIN: Duration = Duration::from_secs(2);
 /// Most passes over a folder. Each takes all files away, and brings what is below one level up.
 const PASSES: usize = 100_000;
 
@@ -80,7 +82,7 @@ pub(super) fn descendants(of: Pid, most: usize) -> Vec<Pid> {
 /// Ends all descendants of this process. False: something is left.
 pub(super) fn end_all() -> bool {
     let all = || descendants(getpid(), usize::MAX);
-    end(all, || wait(WaitOptions::NOHANG))
+    end(all, || wait(WaitOptions::NOHANG), GONE_WITHIN)
 }
 
 /// The children that this process had before it started any launcher, such as the guard.
@@ -105,7 +107,9 @@ pub(super) fn end_strangers() {
         let mut all = children(getpid());
         all.retain(|pid| {
             let is_own = OWN.get().is_some_and(|own| own.contains(pid));
-            !is_own && stat(*pid, 3).is_some_and(|session| session != own)
+            // One that is being taken away has none.
+            let is_other = |session: i32| session >= 0 && session != own;
+            !is_own && stat(*pid, 3).is_some_and(is_other)
         });
         all
     };
@@ -116,11 +120,13 @@ pub(super) fn end_strangers() {
         all.extend(below);
         all
     };
-    end(all, || {
+    let reap = || {
         let each = strangers().into_iter();
         let mut ended = each.filter_map(|pid| waitpid(Some(pid), WaitOptions::NOHANG).transpose());
         ended.next().transpose()
-    });
+    };
+    // What came of the attempt waits for it.
+    end(all, reap, STRANGERS_GONE_WITHIN);
 }
 
 /// Ends all processes that are found. False: something is left.
@@ -130,10 +136,11 @@ pub(super) fn end_strangers() {
 fn end(
     find: impl Fn() -> Vec<Pid>,
     reap: impl Fn() -> rustix::io::Result<Option<(Pid, WaitStatus)>>,
+    within: Duration,
 ) -> bool {
     let mut moved = Instant::now();
     let mut stopped = BTreeSet::new();
-    while moved.elapsed() < GONE_WITHIN / 2 {
+    while moved.elapsed() < within / 2 {
         let is_new = |it: &Pid| stopped.insert(it.as_raw_nonzero());
         let fresh: Vec<Pid> = find().into_iter().filter(is_new).collect();
         for pid in &fresh {
@@ -158,7 +165,7 @@ fn end(
                 Ok(None) | Err(_) => break,
             }
         }
-        if moved.elapsed() > GONE_WITHIN {
+        if moved.elapsed() > within {
             return false;
         }
         std::thread::sleep(Duration::from_micros(200));

@@ -3,7 +3,7 @@
 //!
 //! Looked at from time to time, so it can be passed for a moment. Must not end anything.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +17,8 @@ use super::{Limits, sweep};
 /// Most files and folders of an attempt, and how deep they may be.
 const ENTRIES: u64 = 20_000;
 const DEPTH: usize = 100;
+/// How often it is tried to list a process's files: the thread that was asked may just have ended.
+const TRIES: usize = 3;
 /// Bytes of a block, as `stat` counts them.
 const BLOCK: u64 = 512;
 
@@ -29,6 +31,8 @@ const HIDDEN: &str =
 pub(super) struct Usage {
     /// A process whose files could not be counted.
     hidden: bool,
+    /// More memory than there may be.
+    much: bool,
 }
 
 impl Usage {
@@ -43,14 +47,15 @@ impl Usage {
         let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
         let resident: u64 = processes.iter().map(|pid| resident(*pid) * page).sum();
         // What they share counts once for each there; whether it matters is looked at more closely.
-        if resident > limits.memory {
-            let proportional: u64 = processes
+        let much = resident > limits.memory && {
+            let proportional = processes
                 .iter()
-                .map(|pid| proportional(*pid).unwrap_or_else(|| self::resident(*pid) * page))
-                .sum();
-            if proportional > limits.memory {
-                return Some(format!("more than {} of memory", bytes(limits.memory)));
-            }
+                .map(|pid| proportional(*pid).unwrap_or_else(|| self::resident(*pid) * page));
+            proportional.sum::<u64>() > limits.memory
+        };
+        // One that starts another has its memory twice for a moment.
+        if std::mem::replace(&mut self.much, much) && much {
+            return Some(format!("more than {} of memory", bytes(limits.memory)));
         }
         let unnamed = unlinked(&processes);
         // One that is just being replaced by another program hides for a moment.
@@ -77,7 +82,7 @@ fn bytes(count: u64) -> String {
 fn thread(pid: Pid) -> io::Result<Option<PathBuf>> {
     let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()))?;
     let mut threads = tasks.flatten().map(|entry| entry.path());
-    Ok(threads.find(|thread| pages(thread, 0) > 0))
+    Ok(threads.find(|thread| is_there(thread)))
 }
 
 /// A number of pages of a thread's process: all that it has mapped (0), what of it is in memory (1).
@@ -163,35 +168,41 @@ fn files(folder: &Path) -> u64 {
 ///
 /// Not seen are those that are mapped and not open, and those that are on their way in a socket.
 fn unlinked(processes: &[Pid]) -> Option<u64> {
-    let mut seen = BTreeSet::new();
-    let mut taken = 0_u64;
+    let mut files = BTreeMap::new();
     for pid in processes {
-        let thread = match thread(*pid) {
-            Ok(Some(thread)) => thread,
-            // Where `/proc` tells of processes that can be looked into only, it tells nothing.
-            Err(_) if test_kill_process(*pid).is_ok() => return None,
-            Ok(None) | Err(_) => continue,
-        };
-        // Of one that ends, memory goes first and files after it, and nothing can be read then.
-        let hides = |error: &io::Error| {
-            error.kind() == io::ErrorKind::PermissionDenied && pages(&thread, 0) > 0
-        };
-        let entries = match fs::read_dir(thread.join("fd")) {
-            Ok(entries) => entries,
-            Err(error) if hides(&error) => return None,
-            Err(_) => continue,
-        };
-        for entry in entries.flatten() {
-            let data = match fs::metadata(entry.path()) {
-                Ok(data) => data,
-                // Who is root may list all, and looks into those of its like only.
-                Err(error) if hides(&error) => return None,
-                Err(_) => continue,
-            };
-            if data.is_file() && data.nlink() == 0 && seen.insert((data.dev(), data.ino())) {
-                taken = taken.saturating_add(data.blocks().saturating_mul(BLOCK));
+        let mut tries = (0..TRIES).map(|_| open_files(*pid, &mut files));
+        tries.find(|counted| *counted)?;
+    }
+    Some(files.into_values().fold(0, u64::saturating_add))
+}
+
+/// Adds the open files of a process that have no name, and their bytes. False: not all can be seen.
+fn open_files(pid: Pid, files: &mut BTreeMap<(u64, u64), u64>) -> bool {
+    let thread = match thread(pid) {
+        Ok(Some(thread)) => thread,
+        Ok(None) => return true,
+        // Where `/proc` tells of processes that can be looked into only, it tells nothing of others.
+        Err(_) => return test_kill_process(pid).is_err(),
+    };
+    let Ok(entries) = fs::read_dir(thread.join("fd")) else {
+        return !is_there(&thread);
+    };
+    for entry in entries.flatten() {
+        match fs::metadata(entry.path()) {
+            Ok(data) if data.is_file() && data.nlink() == 0 => {
+                let bytes = data.blocks().saturating_mul(BLOCK);
+                files.insert((data.dev(), data.ino()), bytes);
             }
+            // Who is root may list all, and looks into those of its like only.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return false,
+            // Or it was closed meanwhile.
+            Ok(_) | Err(_) => {}
         }
     }
-    Some(taken)
+    is_there(&thread)
+}
+
+/// Whether a thread has not ended: of one that ends, memory goes first and files after it.
+fn is_there(thread: &Path) -> bool {
+    pages(thread, 0) > 0
 }

@@ -60,8 +60,10 @@ const REPORTER: &str = "apscli.dev/operator";
 /// Whose a write is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whose {
-    /// That of a run that goes on.
+    /// That of a run that goes on, and something waits for it.
     Run,
+    /// What a run tells of itself, and nothing waits for.
+    Tell,
     /// What is to be tidied up, and nothing waits for.
     House,
 }
@@ -108,24 +110,12 @@ impl Context {
         &self,
         whose: Whose,
     ) -> [Option<tokio::sync::SemaphorePermit<'_>>; 2] {
-        let chore = match whose {
+        let turn = match whose {
             Whose::Run => None,
+            Whose::Tell => self.tells.acquire().await.ok(),
             Whose::House => self.chores.acquire().await.ok(),
         };
-        [chore, self.write_slot().await]
-    }
-
-    /// Likewise for a status; `urgent` where something waits until it is on record.
-    pub(super) async fn status_slot(
-        &self,
-        urgent: bool,
-    ) -> [Option<tokio::sync::SemaphorePermit<'_>>; 2] {
-        let tell = if urgent {
-            None
-        } else {
-            self.tells.acquire().await.ok()
-        };
-        [tell, self.write_slot().await]
+        [turn, self.write_slot().await]
     }
 
     /// A service of the catalogue.

@@ -33,7 +33,7 @@ use crate::engine::step::Verdict;
 
 use super::broken;
 use super::client::{is_conflict, is_gone};
-use super::context::Context;
+use super::context::{Context, Whose};
 use super::floor::Floor;
 use super::pacer::Ticket;
 use super::resolve::Unresolved;
@@ -527,7 +527,8 @@ struct Write {
 
 impl Write {
     async fn write(&self, draft: Draft) -> Published {
-        let _slot = self.context.status_slot(self.urgent).await;
+        let whose = if self.urgent { Whose::Run } else { Whose::Tell };
+        let _slots = self.context.slots(whose).await;
         let namespace = self.run.namespace().unwrap_or_default();
         let client = self.context.client.clone();
         let pages: Api<WorkflowRunPage> = Api::namespaced(client.clone(), &namespace);

@@ -146,6 +146,17 @@ fn waste(cluster: &Cluster) {
     }
 }
 
+/// What the operator has to hide: its credentials, here in a file of the same user; and where that is.
+fn credentials() -> (Place, PathBuf) {
+    let safe = Place::new();
+    own(safe.dir.path());
+    let token = safe.path("token");
+    fs::copy(kubeconfig(), &token).unwrap();
+    own(&token);
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    (safe, token)
+}
+
 /// An operator as an unprivileged user, whose runs may have processes.
 fn beside(cluster: &Cluster, yard: &Yard, kubeconfig: &Path) -> Operator {
     let namespace = format!("--namespace={}", cluster.namespace);
@@ -170,13 +181,7 @@ fn a_hostile_service_harms_nobody() {
     let cluster = Cluster::new("hostile");
     let _peace = in_peace();
     let yard = Yard::new();
-    // What the operator has to hide: its credentials, here in a file of the same user.
-    let safe = Place::new();
-    own(safe.dir.path());
-    let token = safe.path("token");
-    fs::copy(kubeconfig(), &token).unwrap();
-    own(&token);
-    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    let (safe, token) = credentials();
     let operator = beside(&cluster, &yard, &token);
     cluster.create(&json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probes"},
@@ -277,11 +282,7 @@ fn a_killed_runner_loses_its_nodes_and_another_comes() {
     let cluster = Cluster::new("killed-runner");
     let _peace = in_peace();
     let yard = Yard::new();
-    let safe = Place::new();
-    own(safe.dir.path());
-    let token = safe.path("token");
-    fs::copy(kubeconfig(), &token).unwrap();
-    own(&token);
+    let (_safe, token) = credentials();
     let operator = beside(&cluster, &yard, &token);
     let template = |seconds: &str| {
         let script = format!("setsid sleep {seconds} & sleep {seconds}");

@@ -23,6 +23,7 @@ use crate::engine::event::Outcome;
 use crate::engine::graph::NodeIx;
 use crate::engine::name::Attempt;
 use crate::executor::pod::build::build;
+use crate::executor::pod::slim::SlimPod;
 use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID};
 
 use super::broken;
@@ -105,7 +106,7 @@ impl CallOff {
 #[derive(Clone)]
 pub(super) struct Hand {
     context: Arc<Context>,
-    pods: Api<Pod>,
+    pods: Api<SlimPod>,
     answers: UnboundedSender<Answer>,
     /// How many creates of this run are in flight: as many as of all runs may be, so that no more
     /// of them stand in line before another run's.
@@ -204,10 +205,12 @@ impl Hand {
         if let Some(since) = since.take() {
             self.context.metrics.handed_off(since.elapsed());
         }
-        let answer = self.pods.create(&PostParams::default(), &pod).await;
+        let wanted = SlimPod(pod);
+        let answer = self.pods.create(&PostParams::default(), &wanted).await;
         drop(slot);
+        let SlimPod(pod) = wanted;
         let error = match answer {
-            Ok(pod) => return Ok(Answer::Created(work.clone(), Box::new(pod))),
+            Ok(made) => return Ok(Answer::Created(work.clone(), Box::new(made.0))),
             Err(error) => error,
         };
         match Refusal::of(&error) {
@@ -247,7 +250,7 @@ impl Hand {
     async fn find(&self, pod: &Pod) -> Result<Option<Box<Pod>>, String> {
         let found = self.pods.get_opt(&pod.name_any()).await;
         let found = found.map_err(|error| error.to_string())?;
-        Ok(found.map(Box::new))
+        Ok(found.map(|found| Box::new(found.0)))
     }
 
     /// Deletes the pod with this UID; answers with nothing: its end comes by the watch.
@@ -265,6 +268,7 @@ impl Hand {
             for tries in 0.. {
                 match hand.pods.get_opt(&name).await {
                     Ok(found) => {
+                        let found = found.map(|found| found.0);
                         let same = found.filter(|pod| pod.metadata.uid.as_ref() == Some(&uid));
                         return hand.answer(Answer::Looked(work, same.map(Box::new)));
                     }
@@ -293,7 +297,7 @@ impl Hand {
                 let Ok(page) = hand.pods.list(&params).await else {
                     return;
                 };
-                pods.extend(page.items);
+                pods.extend(page.items.into_iter().map(|pod| pod.0));
                 match page.metadata.continue_.filter(|token| !token.is_empty()) {
                     Some(token) => params = of_run(&run_uid).continue_token(&token),
                     None => break,
@@ -324,7 +328,7 @@ pub(super) fn of_run(run_uid: &str) -> ListParams {
 pub(super) async fn delete(
     context: &Context,
     whose: Whose,
-    pods: &Api<Pod>,
+    pods: &Api<SlimPod>,
     name: &str,
     uid: String,
 ) {
@@ -348,7 +352,7 @@ pub(super) async fn delete(
                 // A conflict may be that of the precondition, or any other.
                 if is_conflict(&error)
                     && let Ok(now) = pods.get_opt(name).await
-                    && now.is_none_or(|now| now.metadata.uid != params_uid(&params))
+                    && now.is_none_or(|now| now.0.metadata.uid != params_uid(&params))
                 {
                     return;
                 }
@@ -365,7 +369,7 @@ fn params_uid(params: &DeleteParams) -> Option<String> {
 
 /// Takes our finalizer off a pod, however long it takes; among the writes in flight of a context,
 /// where there is one.
-pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<(&Context, Whose)>) {
+pub(super) async fn strip(pods: &Api<SlimPod>, mut pod: Pod, context: Option<(&Context, Whose)>) {
     let name = pod.name_any();
     for tries in 0.. {
         let finalizers: Vec<&String> = pod
@@ -400,7 +404,7 @@ pub(super) async fn strip(pods: &Api<Pod>, mut pod: Pod, context: Option<(&Conte
         }
         tokio::time::sleep(pause(tries)).await;
         match pods.get_opt(&name).await {
-            Ok(Some(now)) if now.metadata.uid == pod.metadata.uid => {
+            Ok(Some(SlimPod(now))) if now.metadata.uid == pod.metadata.uid => {
                 if !now.finalizers().iter().any(|it| it == FINALIZER) {
                     return;
                 }

@@ -25,6 +25,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
 use crate::api::workflow_run::{RunPhase, WorkflowRun};
+use crate::executor::pod::slim::SlimPod;
 use crate::executor::pod::{CONTAINER, FINALIZER, LABEL_RUN_UID};
 
 use super::client::{is_conflict, is_gone};
@@ -97,7 +98,7 @@ pub(super) type Place = usize;
 #[allow(clippy::large_enum_variant)]
 pub(super) enum Incoming {
     Run(Place, Event<DeserializeGuard<WorkflowRun>>),
-    Pod(Place, Event<Pod>),
+    Pod(Place, Event<SlimPod>),
     /// A run's task has come to its end, with the run as it is then where it is over, and with
     /// the news that it has not read.
     Over(String, Option<Arc<WorkflowRun>>, UnboundedReceiver<Told>),
@@ -579,10 +580,10 @@ impl Hub {
         }
     }
 
-    fn on_pod(&mut self, place: Place, event: Event<Pod>) {
+    fn on_pod(&mut self, place: Place, event: Event<SlimPod>) {
         match event {
             Event::Init => self.lists.entry(place).or_default().pods = Some(BTreeSet::new()),
-            Event::InitApply(pod) => {
+            Event::InitApply(SlimPod(pod)) => {
                 let lists = self.lists.entry(place).or_default();
                 if let (Some(listing), Some(uid)) = (&mut lists.pods, &pod.metadata.uid) {
                     listing.insert(uid.clone());
@@ -601,8 +602,8 @@ impl Hub {
                     self.pods_needed.met();
                 }
             }
-            Event::Apply(pod) => self.pod_news(place, News::Pod(Box::new(pod))),
-            Event::Delete(pod) => self.pod_news(place, News::PodGone(Box::new(pod))),
+            Event::Apply(pod) => self.pod_news(place, News::Pod(Box::new(pod.0))),
+            Event::Delete(pod) => self.pod_news(place, News::PodGone(Box::new(pod.0))),
         }
     }
 
@@ -645,11 +646,11 @@ impl Hub {
         let pod_uid = pod.uid();
         tokio::spawn(async move {
             // The watch of pods may lag behind: what has ended stays, for its log.
-            let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+            let pods: Api<SlimPod> = Api::namespaced(context.client.clone(), &namespace);
             let now = context
                 .insist("look at a pod", || pods.get_opt(&name))
                 .await;
-            if let Some(now) = now
+            if let Some(SlimPod(now)) = now
                 && now.uid() == pod_uid
                 && is_of(&now, &uid)
                 && !has_ended(&now)

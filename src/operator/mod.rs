@@ -38,7 +38,6 @@ mod workflow_run;
 use std::sync::Arc;
 
 use futures::stream::{SelectAll, StreamExt};
-use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
@@ -46,6 +45,7 @@ use kube::{Client, Config, Resource};
 use tokio::sync::Semaphore;
 
 use crate::api::{LABEL_MANAGED_BY, MANAGED_BY};
+use crate::executor::pod::slim::SlimPod;
 
 use context::{Clock, Context};
 use health::Health;
@@ -191,7 +191,7 @@ async fn work_with(
             let runs = runs.map(move |event| Incoming::Run(place, event));
             incoming.push(runs.boxed());
         }
-        for (place, api) in apis::<Pod>(&client, &context.options.scope)
+        for (place, api) in apis::<SlimPod>(&client, &context.options.scope)
             .into_iter()
             .enumerate()
         {

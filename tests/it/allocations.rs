@@ -1,8 +1,11 @@
-//! What the engine allocates, counted: a gate that hangs on no machine and no clock. What it takes
-//! of time is measured by `tests/bench/local.rs`.
+//! What the engine, and reading what a watch tells, allocates, counted: a gate that hangs on no
+//! machine and no clock. What it takes of time is measured by `tests/bench`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+
+use apscli::executor::pod::slim::SlimPod;
+use kube::core::WatchEvent;
 
 use crate::instant::{Shape, play};
 
@@ -76,4 +79,20 @@ fn a_node_takes_few_allocations_however_large_the_run() {
         }
     }
     assert_eq!(wrong, [""; 0]);
+}
+
+/// What a watch tells of a pod that has ended, 5.7 kB. Read whole it takes 261 allocations of 45 kB.
+#[test]
+fn an_event_of_a_pod_takes_few_allocations() {
+    let told = include_str!("../data/pod-event.json");
+    let before = TAKEN.get();
+    let event: WatchEvent<SlimPod> = serde_json::from_str(told).unwrap();
+    let after = TAKEN.get();
+    drop(event);
+    let (times, bytes) = (after.0 - before.0, after.1 - before.1);
+    println!("{times} allocations, {bytes} bytes");
+    assert!(
+        times <= 54 && bytes <= 6_500,
+        "{times} allocations [54], {bytes} bytes [6,500]"
+    );
 }

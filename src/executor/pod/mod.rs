@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod observe;
+pub mod slim;
 
 /// The group of the project's own kinds, labels and annotations.
 pub const GROUP: &str = "apscli.dev";

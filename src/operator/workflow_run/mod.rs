@@ -32,6 +32,7 @@ use crate::engine::name::Attempt;
 use crate::engine::state::{NodeState, RunState};
 use crate::engine::step::{Limits, Verdict, step};
 use crate::executor::pod::build::pod_name;
+use crate::executor::pod::slim::SlimPod;
 use crate::operator::apply::{Answer, CallOff, Hand, of_run};
 use crate::operator::broken;
 use crate::operator::context::Context;
@@ -173,12 +174,12 @@ async fn has_begun(context: &Context, run: &WorkflowRun, old: bool) -> bool {
         return false;
     }
     let namespace = run.namespace().unwrap_or_default();
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+    let pods: Api<SlimPod> = Api::namespaced(context.client.clone(), &namespace);
     let uid = run.uid().unwrap_or_default();
     let all = of_run(&uid);
     let found = context.insist("look for pods of a cancelled run", || pods.list(&all));
     // Labels only filter.
-    found.await.iter().any(|pod| is_of(pod, &uid))
+    found.await.iter().any(|pod| is_of(&pod.0, &uid))
 }
 
 /// What is known of a node's current attempt.

@@ -17,6 +17,7 @@ use crate::engine::graph::NodeIx;
 use crate::engine::name::Attempt;
 use crate::engine::state::NodeState;
 use crate::executor::pod::build::{decision_hash, pod_name};
+use crate::executor::pod::slim::SlimPod;
 use crate::executor::pod::{ANNOTATION_ATTEMPT, ANNOTATION_DECISION, NODE};
 use crate::operator::apply::of_run;
 use crate::operator::context::Context;
@@ -185,7 +186,7 @@ impl Actor {
     async fn adopt_all(&mut self, entries: &BTreeMap<String, NodeStatus>) -> Vec<Pod> {
         let context = Arc::clone(&self.context);
         let namespace = self.run.namespace().unwrap_or_default();
-        let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+        let api: Api<SlimPod> = Api::namespaced(context.client.clone(), &namespace);
         let all = of_run(&self.program.pods.uid);
         let mut found = Vec::new();
         let mut params = all.clone();
@@ -201,7 +202,8 @@ impl Actor {
                 params = all.clone();
                 continue;
             };
-            found.extend(self.adopt(page.items, entries));
+            let pods = page.items.into_iter().map(|pod| pod.0).collect();
+            found.extend(self.adopt(pods, entries));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = all.clone().continue_token(&token),
                 None => return found,

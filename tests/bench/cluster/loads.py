@@ -219,13 +219,20 @@ def _of_server(client: Client) -> prometheus.Samples:
 def _own(found: prometheus.Samples, runs: int, nodes: int) -> dict:
     """What the engine tells of itself."""
     calls = prometheus.summed(found, OWN_CALLS, "verb", "resource")
+    sent = prometheus.summed(found, "apscli_api_sent_bytes_total", "verb", "resource")
     per_node = {f"{verb} {resource}": round(n / nodes, 3) for (verb, resource), n in sorted(calls.items())}
+    each = {
+        f"{verb} {resource}": round(sent[verb, resource] / n)
+        for (verb, resource), n in calls.items()
+        if sent.get((verb, resource))
+    }
     reads = ("get", "list", "watch")
     writes = sum(n for (verb, _), n in calls.items() if verb not in reads)
     handoff = [prometheus.quantile(found, "apscli_handoff_seconds", q) for q in (0.5, 0.99)]
     return {
         "own_writes_per_node": round(writes / nodes, 3),
         "own_calls_per_node": per_node,
+        "bytes_per_call": each,
         "bytes_per_node": round(prometheus.total(found, "apscli_api_sent_bytes_total") / nodes),
         "reconciles_per_run": round(
             prometheus.total(found, "apscli_reconcile_seconds_count", resource="workflowruns") / runs, 1

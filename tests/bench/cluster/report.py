@@ -60,7 +60,10 @@ def table(summaries: list[dict]) -> str:
     for summary in summaries:
         if calls := summary.get("own_calls_per_node"):
             often_first = sorted(calls.items(), key=lambda it: -it[1])
-            kinds = ", ".join(f"{n:.3f} {kind}" for kind, n in often_first)
+            sizes = summary.get("bytes_per_call", {})
+            kinds = ", ".join(
+                f"{n:.3f} {kind}" + (f" of {sizes[kind]} bytes" if kind in sizes else "") for kind, n in often_first
+            )
             lines.append(f"{summary['shape']}, calls a node: {kinds}")
     return "\n".join(lines)
 

@@ -213,7 +213,12 @@ pub fn operator(context: &Context, args: &OperatorArgs) -> Result<ExitCode, Fail
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(serve(options, args.listen));
+    // As a task of a worker: on this thread each event of a watch would have to wake it first.
+    let served = runtime.spawn(serve(options, args.listen));
+    let ended = match runtime.block_on(served) {
+        Ok(ended) => ended,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    };
     // What is still there is watches and connections; none of it is worth waiting for.
     runtime.shutdown_background();
     match ended {

@@ -207,8 +207,9 @@ pub fn operator(context: &Context, args: &OperatorArgs) -> Result<ExitCode, Fail
     let host = host.nodename().to_string_lossy();
     let options = args.options(home, &host, &suffix);
     logging::start(filter, args.log_format)?;
-    // Two workers: while one folds a run of ten thousand nodes, the other renews the Lease and
-    // answers the probes. More would be memory and no gain, as the API is what is waited for.
+    // Two workers: while one folds a run of ten thousand nodes, the other reads the watches, renews
+    // the Lease and answers the probes. More would be memory and no gain, as the API is what is
+    // waited for.
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -81,7 +81,7 @@ fn a_node_takes_few_allocations_however_large_the_run() {
     assert_eq!(wrong, [""; 0]);
 }
 
-/// What a watch tells of a pod that has ended, 5.7 kB. Read whole it takes 261 allocations of 45 kB.
+/// What a watch tells of a pod that has ended, 5.6 kB. Read whole it takes 261 allocations of 45 kB.
 #[test]
 fn an_event_of_a_pod_takes_few_allocations() {
     let told = include_str!("../data/pod-event.json");

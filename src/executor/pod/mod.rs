@@ -1,6 +1,6 @@
 //! The hand for pods: an attempt as a pod, and a pod as what came of the attempt.
 //!
-//! Both are pure; who creates pods and watches them is the operator. Must not hold a client, read
+//! All is pure; who creates pods and watches them is the operator. Must not hold a client, read
 //! a clock, or use the custom resources' types: what a run asks for comes in as [`build::RunPods`].
 
 pub mod build;

@@ -71,13 +71,13 @@ SHAPES = {
         Shape("chain-100", 1, chain(100)),
         Shape("fan-500", 1, fan(500)),
         Shape("layers-1000", 1, layers(20, 50)),
-        Shape("layers-10000", 1, layers(100, 100)),
+        Shape("layers-10000", 1, layers(200, 50)),
         # All begin at once: `parallelism` bounds the nodes of a run, not how many runs there are.
         Shape("1000-diamonds-parallelism-1", 1000, diamond(), parallelism=1),
         Shape("50-beside-500-finished", 50, diamond(), bystanders=500),
     )
 }
 
-# How cost grows: nodes of one run, and runs of one shape.
-GROWTH_NODES = [Shape(f"grow-{n}-nodes", 1, layers(n // 50, 50)) for n in (1000, 2000, 5000, 10000)]
-GROWTH_RUNS = [Shape(f"grow-{n}-runs", n, diamond()) for n in (50, 200, 800)]
+# How cost grows: nodes of one run, and runs of one shape. Those of `SHAPES` with these names are the same loads.
+GROWTH_NODES = [Shape(f"layers-{n}", 1, layers(n // 50, 50)) for n in (1000, 2000, 5000, 10000)]
+GROWTH_RUNS = [Shape(f"{n}-diamonds", n, diamond()) for n in (50, 200, 800)]

@@ -208,7 +208,6 @@ impl Hand {
         let wanted = SlimPod(pod);
         let answer = self.pods.create(&PostParams::default(), &wanted).await;
         drop(slot);
-        let SlimPod(pod) = wanted;
         let error = match answer {
             Ok(made) => return Ok(Answer::Created(work.clone(), Box::new(made.0))),
             Err(error) => error,
@@ -220,8 +219,8 @@ impl Hand {
                 *in_doubt = true;
                 Err(why)
             }
-            Refusal::Exists => match self.find(&pod).await? {
-                Some(found) => Ok(known(work, &pod, found)),
+            Refusal::Exists => match self.find(&wanted.0).await? {
+                Some(found) => Ok(known(work, &wanted.0, found)),
                 // Deleted in between.
                 None => Err("its name is still taken".to_owned()),
             },

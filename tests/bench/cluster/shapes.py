@@ -62,22 +62,31 @@ class Shape:
         return self.total < 2 * self.depth
 
 
+def layered(nodes: int) -> Shape:
+    return Shape(f"layers-{nodes}", 1, layers(nodes // 50, 50))
+
+
+def diamonds(runs: int) -> Shape:
+    """All at once."""
+    return Shape(f"{runs}-diamonds", runs, diamond())
+
+
 SHAPES = {
     shape.name: shape
     for shape in (
         Shape("diamond", 1, diamond(), times=20),
-        Shape("200-diamonds", 200, diamond()),
+        diamonds(200),
         Shape("chain-10", 1, chain(10), times=20),
         Shape("chain-100", 1, chain(100)),
         Shape("fan-500", 1, fan(500)),
-        Shape("layers-1000", 1, layers(20, 50)),
-        Shape("layers-10000", 1, layers(200, 50)),
+        layered(1000),
+        layered(10000),
         # All begin at once: `parallelism` bounds the nodes of a run, not how many runs there are.
         Shape("1000-diamonds-parallelism-1", 1000, diamond(), parallelism=1),
         Shape("50-beside-500-finished", 50, diamond(), bystanders=500),
     )
 }
 
-# How cost grows: nodes of one run, and runs of one shape. Those of `SHAPES` with these names are the same loads.
-GROWTH_NODES = [Shape(f"layers-{n}", 1, layers(n // 50, 50)) for n in (1000, 2000, 5000, 10000)]
-GROWTH_RUNS = [Shape(f"{n}-diamonds", n, diamond()) for n in (50, 200, 800)]
+# How cost grows: nodes of one run, and runs of one shape.
+GROWTH_NODES = [layered(n) for n in (1000, 2000, 5000, 10000)]
+GROWTH_RUNS = [diamonds(n) for n in (50, 200, 800)]

@@ -107,7 +107,10 @@ def start_time(pid: int) -> str | None:
         fields = _stat_fields(pid)
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in "ZX" else fields[19]
+    # Killed threads end one by one, and the first of them shows as a zombie while another still holds the
+    # ports that the process listened on.
+    threads = int(fields[17])
+    return None if fields[0] in "ZX" and threads <= 1 else fields[19]
 
 
 def _stat_fields(pid: int) -> list[str]:

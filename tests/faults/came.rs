@@ -37,7 +37,7 @@ pub struct Pods {
     pub seen: usize,
     pub ran: usize,
 }
-/// Takes away what differs from run to run.
+/// Masks what differs from run to run; that it is there is compared.
 pub fn mask(value: &mut Value, words: &[String]) {
     const FIELDS: [&str; 12] = [
         "uid",
@@ -55,9 +55,12 @@ pub fn mask(value: &mut Value, words: &[String]) {
     ];
     match value {
         Value::Object(members) => {
-            members.retain(|name, _| !FIELDS.contains(&name.as_str()));
             for (name, member) in members.iter_mut() {
-                if name == "name" && member.as_str().is_some_and(|it| it.starts_with("apscli-")) {
+                if FIELDS.contains(&name.as_str()) && !member.is_null() {
+                    *member = json!("…");
+                } else if name == "name"
+                    && member.as_str().is_some_and(|it| it.starts_with("apscli-"))
+                {
                     *member = json!("…");
                 }
                 mask(member, words);

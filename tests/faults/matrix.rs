@@ -125,6 +125,7 @@ pub async fn run(client: Client) {
     }
     let whole = all.len();
     let mut chosen = chosen(all, &scenarios);
+    assert!(!chosen.is_empty(), "no plan has all these words");
     chosen.retain(|plan| !report.lock().unwrap().has(plan));
     let minutes = setting("_MINUTES").and_then(|text| text.parse().ok());
     let until = minutes.map(|minutes: u64| began + Duration::from_secs(60 * minutes));
@@ -156,7 +157,8 @@ pub async fn run(client: Client) {
     )
     .await;
     let report = report.lock().unwrap();
-    report.print(&scenarios, began.elapsed());
+    let runs = report.print(&scenarios, began.elapsed());
+    assert!(runs > 0, "no fault came about");
     assert!(report.failures.is_empty(), "logs are in {}", logs.display());
     let _ = std::fs::remove_dir_all(&logs);
 }

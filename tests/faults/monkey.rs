@@ -1,7 +1,8 @@
 //! Third parties who delete, evict, relabel, edit, forge and forbid while a run goes on. It ends as
 //! it should, with one pod for each attempt, and nothing is left of it.
 //!
-//! In all of them the run is a, b, c in a chain, and b runs until it is told to end.
+//! In all of them but that of the pages the run is a, b, c in a chain, and b runs until it is told to
+//! end.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostP
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::play::{Place, Play};
 use super::scenario::{Scenario, Step, chain, plain_scenario, run};
@@ -204,32 +205,32 @@ async fn pages_that_somebody_edits_or_deletes_come_right() {
         "v1alpha1",
         "WorkflowRunPage",
     );
-    let mut harmed = 0;
-    while harmed < 4 {
+    let (mut edited, mut deleted) = (0, 0);
+    while edited < 2 || deleted < 2 {
         let list = pages.list(&ListParams::default()).await.unwrap();
         for page in list.items {
             let name = page.metadata.name.unwrap();
             let patch =
                 Patch::Merge(json!({"spec": {"nodes": []}, "metadata": {"ownerReferences": null}}));
-            let _ = match harmed % 2 {
-                0 => pages
-                    .patch(&name, &PatchParams::default(), &patch)
-                    .await
-                    .map(drop),
-                _ => pages
-                    .delete(&name, &DeleteParams::default())
-                    .await
-                    .map(drop),
-            };
-            harmed += 1;
+            if edited <= deleted {
+                let done = pages.patch(&name, &PatchParams::default(), &patch).await;
+                edited += usize::from(done.is_ok());
+            } else {
+                let done = pages.delete(&name, &DeleteParams::default()).await;
+                deleted += usize::from(done.is_ok());
+            }
         }
-        if place.witness.view().phase("r") == Some("Succeeded") {
+        let phase = place.witness.view().phase("r").map(str::to_owned);
+        if phase.as_deref() == Some("Succeeded") {
             break;
         }
-        sleep(Duration::from_millis(300)).await;
+        sleep(Duration::from_millis(100)).await;
     }
     play.until_final().await;
-    assert!(harmed > 0, "there was no page to harm");
+    assert!(
+        edited > 0 && deleted > 0,
+        "{edited} edited, {deleted} deleted"
+    );
     let end = play.end_state().await;
     let pages = end["pages"].as_array().unwrap().iter();
     let lists = pages.map(|page| &page["spec"]["nodes"]);
@@ -259,7 +260,9 @@ async fn a_quota_of_no_pods_is_waited_for() {
     play.create(&quota).await;
     let quotas = api(&place.client, &place.namespace, "", "v1", "ResourceQuota");
     // It holds once it is counted.
+    let deadline = Instant::now() + place.patience;
     while quotas.get("none").await.unwrap().data["status"]["hard"]["pods"] != "0" {
+        assert!(Instant::now() < deadline, "the quota is not counted");
         sleep(Duration::from_millis(50)).await;
     }
     play.step(&Step::End("b/1", 0)).await;
@@ -270,10 +273,9 @@ async fn a_quota_of_no_pods_is_waited_for() {
         message.contains("exceeded quota")
     })
     .await;
-    quotas
-        .delete("none", &DeleteParams::default())
-        .await
-        .unwrap();
+    let back = Patch::Merge(json!({"spec": {"hard": {"pods": "100"}}}));
+    let params = PatchParams::default();
+    quotas.patch("none", &params, &back).await.unwrap();
     ends(play, &WELL).await;
     place.end().await;
 }
@@ -318,7 +320,9 @@ async fn rights_that_are_taken_away_and_given_back_end_nothing() {
     play.step(&Step::End("b/1", 0)).await;
     let refused = play.operators[0].1.clone();
     let before = refused.ledger().writes.len();
+    let deadline = Instant::now() + place.patience;
     while refused.ledger().writes.len() < before + 3 {
+        assert!(Instant::now() < deadline, "it does not try again");
         sleep(Duration::from_millis(100)).await;
     }
     let runs = runs(&place.client, &place.namespace);

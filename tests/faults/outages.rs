@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::play::{Place, Play};
+use super::proxy::Key;
 use super::scenario::{Scenario, Step, chain, plain_scenario, run};
 use crate::cluster;
 
@@ -87,18 +88,44 @@ async fn an_api_server_that_hangs_for_a_minute() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "harms its cluster: tests/faults/run"]
-async fn an_etcd_that_is_restarted_in_the_middle_of_300_creates() {
-    let place = place().await;
-    let scenarios = super::scenario::all();
-    let scenario = scenarios.iter().find(|it| it.name == "300 nodes").unwrap();
-    let mut play = open(&place, scenario, "etcd", false).await;
+/// A run of 300 nodes of which some have begun and most have not.
+async fn in_the_middle_of_300_creates<'a>(play: &mut Play<'a>) {
     play.begin().await;
     while play.ledger().made.len() < 50 {
         sleep(Duration::from_millis(10)).await;
     }
+    let made = play.ledger().made.len();
+    assert!(made < 300, "{made} are made");
+}
+
+fn three_hundred_nodes() -> Scenario {
+    let mut scenarios = super::scenario::all().into_iter();
+    scenarios.find(|it| it.name == "300 nodes").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "harms its cluster: tests/faults/run"]
+async fn an_api_server_that_hangs_in_the_middle_of_300_creates() {
+    let (place, scenario) = (place().await, three_hundred_nodes());
+    let mut play = open(&place, &scenario, "hangs-in-creates", false).await;
+    in_the_middle_of_300_creates(&mut play).await;
+    cluster(&["pause", "apiserver"]);
+    sleep(Duration::from_secs(60)).await;
+    cluster(&["resume", "apiserver"]);
+    ends_well(play, None).await;
+    place.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "harms its cluster: tests/faults/run"]
+async fn an_etcd_that_is_restarted_in_the_middle_of_300_creates() {
+    let (place, scenario) = (place().await, three_hundred_nodes());
+    let mut play = open(&place, &scenario, "etcd", false).await;
+    in_the_middle_of_300_creates(&mut play).await;
+    let before = play.ledger().failed;
     cluster(&["restart", "etcd"]);
+    let failed = play.ledger().failed - before;
+    assert!(failed > 0, "the operator did not notice");
     ends_well(play, None).await;
     place.end().await;
 }
@@ -112,8 +139,16 @@ async fn a_history_that_is_forgotten_while_the_operator_stands_still() {
     play.step(&Step::UntilRuns("b/1")).await;
     play.operators[0].0.signal(Signal::STOP);
     play.step(&Step::End("b/1", 0)).await;
+    let lists = |play: &Play<'_>| {
+        let reads = play.ledger().reads;
+        let of_all = |key: &Key| key.verb == "list" && key.resource == "pods";
+        reads.iter().filter(|(key, _)| of_all(key)).count()
+    };
+    let before = lists(&play);
     cluster(&["compact"]);
     play.operators[0].0.signal(Signal::CONT);
+    play.until_final().await;
+    assert!(lists(&play) > before, "its watch went on");
     ends_well(play, None).await;
     place.end().await;
 }

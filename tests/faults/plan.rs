@@ -45,6 +45,12 @@ impl Plan {
         }
     }
 
+    /// Whether a leader is held up by it until another leads.
+    pub fn holds(&self) -> bool {
+        let holds = |fault: &Fault| matches!(fault, Fault::HoldBefore | Fault::HoldUnanswered);
+        matches!(&self.rule, Some(Rule::Call { fault, .. }) if holds(fault))
+    }
+
     /// Whether processes end by it that would have gone on.
     pub fn ends_processes(&self) -> bool {
         let is_kill = |fault: &Fault| KILLS.iter().any(|(_, kill)| kill == fault);
@@ -172,6 +178,12 @@ pub fn plans(index: usize, scenario: &Scenario, clean: &[Came]) -> Vec<Plan> {
             true,
         );
         plan("upgraded, two".to_owned(), Fault::Tell, Deleted::None, true);
+        plan(
+            "leader gone, two".to_owned(),
+            Fault::KillUnanswered,
+            Deleted::None,
+            true,
+        );
     }
     if scenario.pods_taken {
         return all;
@@ -182,7 +194,7 @@ pub fn plans(index: usize, scenario: &Scenario, clean: &[Came]) -> Vec<Plan> {
             .map(|came| came.ledger.told.get(resource).copied());
         counts.flatten().min().unwrap_or_default()
     };
-    for resource in ["pods", "workflowruns"] {
+    for resource in ["pods", "workflowruns", "services", "configmaps"] {
         let events = told(resource);
         let step = scenario.sample.map_or(1, |most| (events / most).max(1));
         for nth in (1..=events).step_by(step) {

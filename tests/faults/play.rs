@@ -21,9 +21,9 @@ use super::effects::Effects;
 use super::judge::{AtKill, Judged};
 use super::plan::{Deleted, Plan};
 use super::process::{Launch, Operator};
-use super::proxy::{Fault, Ledger, Proxy, Rule};
+use super::proxy::{Fault, Ledger, Proxy, Rule, WatchFault};
 use super::scenario::{Scenario, Step, said};
-use super::witness::{self, View, Witness, api, pods, runs};
+use super::witness::{self, PodSeen, View, Witness, api, pods, runs};
 
 /// How long anything may take before it counts as stuck.
 const STUCK: Duration = Duration::from_secs(150);
@@ -39,6 +39,15 @@ const GARBAGE: Duration = Duration::from_secs(8);
 
 /// How long a witness may take to hear of a pod.
 const SEEN: Duration = Duration::from_secs(40);
+
+/// How often the operator asks for what no watch has told: never while a plan lasts, so that nothing
+/// else is mended by it.
+const RESYNC: Duration = Duration::from_secs(900);
+/// Likewise where an event never comes, and only asking can help.
+const RESYNC_SOON: Duration = Duration::from_secs(10);
+
+/// How long a leader that was held up goes on, when another leads.
+const GOES_ON: Duration = Duration::from_secs(3);
 
 /// Said of an operator that was started and does not watch.
 pub const IDLE: &str = "the operator does not begin";
@@ -98,6 +107,10 @@ pub struct Play<'a> {
     /// Names and UIDs of pods that somebody made in the place of ours.
     squatters: Vec<(String, String)>,
     at_kill: Arc<Mutex<Option<AtKill>>>,
+    /// Since when a leader that was held up goes on.
+    goes_on: Arc<Mutex<Option<Instant>>>,
+    /// What the operators have said.
+    log: PathBuf,
     pub differences: Vec<String>,
 }
 
@@ -123,6 +136,7 @@ pub async fn play(place: &Place, scenario: &Scenario, plan: &Plan, number: usize
     }
     let ledger = play.ledger();
     let pods = play.pods(&ledger).await;
+    play.pods_are_let_go().await;
     play.squatters_stand().await;
     let (did, wrong) = place.effects.take();
     play.differences.extend(wrong);
@@ -161,6 +175,19 @@ impl<'a> Play<'a> {
         log: &Path,
     ) -> Self {
         let mut operators = Vec::new();
+        let swallows = |rule: &Rule| {
+            matches!(
+                rule,
+                Rule::Event {
+                    fault: WatchFault::Swallow | WatchFault::SwallowOne,
+                    ..
+                }
+            )
+        };
+        let resync = match &rule {
+            Some(rule) if swallows(rule) => RESYNC_SOON,
+            _ => RESYNC,
+        };
         for which in 0..=usize::from(two) {
             let rules = if which == 0 { rule.clone() } else { None };
             let rules = rules.into_iter().collect();
@@ -176,6 +203,7 @@ impl<'a> Play<'a> {
                 api: proxy.address,
                 elects: two,
                 log: log.to_owned(),
+                resync,
                 more: scenario
                     .processes
                     .then_some(processes)
@@ -192,6 +220,8 @@ impl<'a> Play<'a> {
             uids: Vec::new(),
             squatters: Vec::new(),
             at_kill: Arc::default(),
+            goes_on: Arc::default(),
+            log: log.to_owned(),
             differences: Vec::new(),
         }
     }
@@ -227,6 +257,10 @@ impl<'a> Play<'a> {
             operator.lives();
             self.differences.extend(operator.accidents());
         }
+        // Of two, one that has lost its Lease ends as it should; neither may panic.
+        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let panics = said.lines().filter(|line| line.contains("panicked at"));
+        self.differences.extend(panics.map(str::to_owned));
         for (operator, proxy) in &self.operators {
             operator.retire();
             proxy.close();
@@ -250,10 +284,10 @@ impl<'a> Play<'a> {
         let second = self.operators.get(1).cloned();
         let deleted = plan.deleted;
         let (client, namespace) = (self.place.client.clone(), self.place.namespace.clone());
-        let at_kill = Arc::clone(&self.at_kill);
+        let (at_kill, goes_on) = (Arc::clone(&self.at_kill), Arc::clone(&self.goes_on));
         let weak = proxy.downgrade();
         proxy.hook(move |fault| {
-            let at_kill = Arc::clone(&at_kill);
+            let (at_kill, goes_on) = (Arc::clone(&at_kill), Arc::clone(&goes_on));
             let (operator, second, weak) = (operator.clone(), second.clone(), weak.clone());
             let (client, namespace) = (client.clone(), namespace.clone());
             async move {
@@ -283,16 +317,14 @@ impl<'a> Play<'a> {
                         operator.signal(Signal::STOP);
                         let Some((_, other)) = second else { return };
                         tokio::spawn(async move {
-                            let deadline = Instant::now() + STUCK;
-                            while !other.watches(&["pods", "workflowruns"])
-                                && Instant::now() < deadline
-                            {
+                            while !other.watches(&["pods", "workflowruns"]) {
                                 sleep(Duration::from_millis(50)).await;
                             }
                             sleep(Duration::from_secs(1)).await;
                             proxy.release();
                             sleep(Duration::from_millis(200)).await;
                             operator.signal(Signal::CONT);
+                            *goes_on.lock().unwrap() = Some(Instant::now());
                         });
                     }
                     // A new one is there before the old one goes, as in a rolling update.
@@ -365,7 +397,14 @@ impl<'a> Play<'a> {
             let run = view.runs.get("r").map(|run| run["status"].to_string());
             let pods: Vec<String> = view
                 .pods_of("r")
-                .map(|pod| format!("{} {}", pod.title, pod.phase))
+                .map(|pod| {
+                    let is = match (pod.gone, pod.going) {
+                        (true, _) => " gone",
+                        (false, true) => " going",
+                        (false, false) => "",
+                    };
+                    format!("{} {}{is}", pod.title, pod.phase)
+                })
                 .collect();
             let run = run.unwrap_or_default();
             self.differences
@@ -541,6 +580,22 @@ impl<'a> Play<'a> {
         }
     }
 
+    /// What is over has nothing left that runs, or that is deleted and held by our finalizer; where
+    /// pods are not kept there is none, nor where their run is gone.
+    async fn pods_are_let_go(&mut self) {
+        let keeps = self.scenario.run["spec"]["podRetention"] != "Never";
+        let uids = self.uids.clone();
+        let let_go = move |view: &View| {
+            let ours = |pod: &&PodSeen| uids.contains(&pod.run) && !pod.gone;
+            view.pods.values().filter(ours).all(|pod| {
+                let ended = matches!(&*pod.phase, "Succeeded" | "Failed");
+                let kept = keeps && view.uid("r").as_deref() == Some(&*pod.run);
+                kept && ended && !pod.going
+            })
+        };
+        self.until("not all pods are let go", let_go).await;
+    }
+
     async fn ask_to_delete_run(&self) {
         let runs = runs(&self.place.client, &self.place.namespace);
         let mut params = DeleteParams::background();
@@ -596,8 +651,20 @@ impl<'a> Play<'a> {
             let quiet = last.1.elapsed() > QUIET;
             // A write that is late, or held, still does what it does.
             let busy = self.operators.iter().any(|(_, proxy)| proxy.is_busy());
-            let over = quiet && !busy && (fired || over.elapsed() > late);
-            if over || Instant::now() > deadline {
+            let has_gone_on =
+                (self.goes_on.lock().unwrap()).is_some_and(|since| since.elapsed() > GOES_ON);
+            let held = fired && plan.holds() && !has_gone_on;
+            let over = quiet && !busy && !held && (fired || over.elapsed() > late);
+            if over {
+                break;
+            }
+            if Instant::now() > deadline {
+                let what = if held {
+                    "no other takes over from the one that is held up"
+                } else {
+                    "it does not come to rest"
+                };
+                self.differences.push(what.to_owned());
                 break;
             }
         }

@@ -20,6 +20,8 @@ pub struct Launch {
     /// Whether it stands for election; without, there must be only one.
     pub elects: bool,
     pub log: PathBuf,
+    /// How often it asks for what no watch has told.
+    pub resync: Duration,
     /// More words for the command line.
     pub more: Vec<String>,
     /// More variables.
@@ -89,6 +91,7 @@ impl Operator {
             namespace,
             elects,
             log,
+            resync,
             more,
             ..
         } = &*self.launch;
@@ -96,7 +99,7 @@ impl Operator {
             .args(["operator", "--listen=127.0.0.1:0", "--node-image=fake"])
             .args(["--namespace", namespace, "--shared-namespace", namespace])
             .arg(format!("--leader-election={elects}"))
-            .arg("--resync=10")
+            .arg(format!("--resync={}", resync.as_secs()))
             .args(more)
             .env_clear()
             .envs(inner.environment.iter().cloned())

@@ -43,6 +43,8 @@ pub struct Report {
     file: Option<PathBuf>,
     /// What stood there in the beginning.
     before: Vec<(usize, String, String)>,
+    /// How many stood there that differed: those are carried out again.
+    differed: usize,
 }
 
 const OK: &str = "ok";
@@ -93,7 +95,9 @@ impl Report {
             let index = scenarios.iter().position(|it| it.name == name);
             let index = index.unwrap_or_else(|| panic!("there is no scenario {name}"));
             // What differed is to be carried out again, and the last word counts.
-            if word != DIFFERS {
+            if word == DIFFERS {
+                report.differed += 1;
+            } else {
                 let rows = &mut report.rows;
                 let row = rows.entry((index, fault.to_owned())).or_default();
                 row.count(word);
@@ -138,7 +142,8 @@ impl Report {
         }
     }
 
-    pub fn print(&self, scenarios: &[Scenario], took: Duration) {
+    /// Prints the table, and gives back how many plans were carried out.
+    pub fn print(&self, scenarios: &[Scenario], took: Duration) -> usize {
         println!(
             "\n{:28} {:32} {:>5} {:>5} {:>6} {:>11} {:>6}",
             "scenario", "fault", "runs", "ok", "differ", "not reached", "s each"
@@ -166,6 +171,13 @@ impl Report {
             self.failures.len(),
             sum.not_reached
         );
+        if self.differed > 0 {
+            println!(
+                "{} had differed before, and were carried out again",
+                self.differed
+            );
+        }
+        sum.runs
     }
 
     /// The same with a line for each scenario and a column for each group of faults, as Markdown.

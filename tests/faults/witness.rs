@@ -27,6 +27,8 @@ pub struct PodSeen {
     /// Whether its container has begun.
     pub ran: bool,
     pub gone: bool,
+    /// Whether it is being deleted.
+    pub going: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -183,6 +185,7 @@ fn take_pod(view: &mut View, pod: &Value, gone: bool) {
         ran: before || matches!(phase.as_str(), "Running" | "Succeeded" | "Failed"),
         phase,
         gone,
+        going: !metadata["deletionTimestamp"].is_null(),
     };
     view.pods.insert(uid, seen);
 }

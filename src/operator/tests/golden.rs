@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::fake::{Act, Gone};
+use super::process::{all_well, begun, operate_with};
 use super::*;
 
 /// A run that stands still in the middle, with the phase that it is to end in.
@@ -165,6 +166,19 @@ async fn states() -> Vec<State> {
     fake.pod_runs("a/1");
     passes(1).await;
     states.push(("timeout-of-the-run", "Failed", fake));
+
+    // Two processes that nobody can tell of once their operator is gone.
+    for (name, ends, on_lost) in [
+        ("processes-lost", "Failed", "Fail"),
+        ("processes-lost-and-retried", "Succeeded", "Retry"),
+    ] {
+        let only_first = |node: &str| (node == "a").then(ok);
+        let (fake, _, _process) = begun(only_first).await;
+        let spec = json!({"template": diamond(), "executor": "process", "onLost": on_lost});
+        fake.put("workflowruns", run(&spec));
+        passes(1).await;
+        states.push((name, ends, fake));
+    }
     states
 }
 
@@ -182,8 +196,20 @@ fn versions() -> Vec<PathBuf> {
     versions
 }
 
-/// Every state of every version goes on to its end: no pod is made twice, nothing that is over is
-/// begun again.
+/// The attempts that a run has on record as processes that have begun.
+fn processes_begun(run: &Value) -> BTreeSet<String> {
+    let nodes = run["status"]["nodes"].as_array();
+    let begun = nodes.into_iter().flatten().filter(|node| {
+        let waits = node["phase"] == "Pending" || node["reason"] == "Queued";
+        node["executor"] == "process" && !waits
+    });
+    begun
+        .map(|node| format!("{}/{}", node["name"].as_str().unwrap(), node["attempt"]))
+        .collect()
+}
+
+/// Every state of every version goes on to its end: no pod is made twice, no process and
+/// nothing that is over is begun again.
 #[tokio::test(start_paused = true)]
 async fn what_any_released_version_left_goes_on() {
     if std::env::var_os("APSCLI_GOLDEN").is_some_and(|it| it == "write") {
@@ -212,8 +238,10 @@ async fn what_any_released_version_left_goes_on() {
         let fake = Fake::new();
         fake.load(&state["objects"]);
         let before: BTreeSet<String> = fake.attempts().into_iter().collect();
+        let processes_before = processes_begun(&fake.run());
         fake.kubelet(well);
-        operate(&fake, options());
+        let seen = Arc::default();
+        operate_with(&fake, &seen, all_well);
         passes(1).await;
         // What ran when it was left ends now; what is being deleted is stopped.
         fake.kubelet_begins();
@@ -233,6 +261,14 @@ async fn what_any_released_version_left_goes_on() {
                 file.display()
             );
         }
+        let started = seen.lock().unwrap().started.clone();
+        let once: BTreeSet<String> = started.iter().cloned().collect();
+        assert_eq!(once.len(), started.len(), "{}: {started:?}", file.display());
+        assert!(
+            once.is_disjoint(&processes_before),
+            "{}: {started:?} after {processes_before:?}",
+            file.display()
+        );
         let finished = fake.run()["status"]["progress"].clone();
         let (done, all) = finished.as_str().unwrap().split_once('/').unwrap();
         assert_eq!(done, all, "{}", file.display());
@@ -240,17 +276,17 @@ async fn what_any_released_version_left_goes_on() {
         silence(&fake).await;
         replayed += 1;
     }
-    assert!(replayed >= 11, "{replayed}");
+    assert!(replayed >= 16, "{replayed}");
 }
 
-/// Whoever changes the version has to leave its states.
-#[test]
-fn this_version_has_left_its_states() {
-    let kept = versions()
-        .iter()
-        .any(|path| path.ends_with(env!("CARGO_PKG_VERSION")));
-    assert!(
-        kept,
-        "run APSCLI_GOLDEN=write cargo test --lib golden, and commit what it writes"
-    );
+/// Whoever changes the version, or adds a state, has to leave it.
+#[tokio::test(start_paused = true)]
+async fn this_version_has_left_its_states() {
+    let left = folder().join(env!("CARGO_PKG_VERSION"));
+    for (name, _, _) in states().await {
+        assert!(
+            left.join(format!("{name}.json")).exists(),
+            "{name}: run APSCLI_GOLDEN=write cargo test --lib golden, and commit what it writes"
+        );
+    }
 }

@@ -14,8 +14,8 @@ use crate::operator::runner::{Runner, Stream};
 
 /// What a runner was asked for.
 #[derive(Default)]
-struct Seen {
-    started: Vec<String>,
+pub(super) struct Seen {
+    pub(super) started: Vec<String>,
     killed: Vec<String>,
     over: usize,
     files: Vec<String>,
@@ -27,11 +27,13 @@ struct Seen {
 }
 
 /// How each attempt ends, or that it does not.
-type Ends = fn(&str) -> Option<Ending>;
+pub(super) type Ends = fn(&str) -> Option<Ending>;
 
 /// Places of the runner, and how long an attempt takes.
 const PLACES: usize = 2;
 const TAKES: Duration = Duration::from_millis(2);
+/// How often it looks around while nothing is asked of it.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// A runner that carries nothing out but says so. It breaks off with the operator's process.
 fn runner(fake: &Fake, dead: &Arc<AtomicBool>, seen: &Arc<Mutex<Seen>>, ends: Ends) -> Runner {
@@ -93,8 +95,8 @@ async fn serve(
     say(&mut writer, &hello).await;
     let mut waiting: VecDeque<Piece> = VecDeque::new();
     let mut running: Vec<Piece> = Vec::new();
-    let mut beat = tokio::time::interval(TAKES);
     loop {
+        let idle = running.is_empty() && waiting.is_empty();
         tokio::select! {
             request = requested.recv() => match request {
                 Some(Request::Start { piece, .. }) => {
@@ -121,7 +123,7 @@ async fn serve(
                 Some(Request::Over { .. }) => seen.lock().unwrap().over += 1,
                 None => return,
             },
-            _ = beat.tick() => {
+            () = sleep(if idle { IDLE } else { TAKES }) => {
                 if dead.load(SeqCst) || seen.lock().unwrap().broken {
                     return;
                 }
@@ -180,7 +182,7 @@ fn allowed() -> Options {
 }
 
 /// An operator with such a runner.
-fn operate_with(fake: &Fake, seen: &Arc<Mutex<Seen>>, ends: Ends) -> Process {
+pub(super) fn operate_with(fake: &Fake, seen: &Arc<Mutex<Seen>>, ends: Ends) -> Process {
     let (client, dead) = fake.client();
     let runner = runner(fake, &dead, seen, ends);
     tokio::spawn(async move {
@@ -191,7 +193,7 @@ fn operate_with(fake: &Fake, seen: &Arc<Mutex<Seen>>, ends: Ends) -> Process {
     Process(dead)
 }
 
-async fn begun(ends: Ends) -> (Fake, Arc<Mutex<Seen>>, Process) {
+pub(super) async fn begun(ends: Ends) -> (Fake, Arc<Mutex<Seen>>, Process) {
     let (fake, seen) = (Fake::new(), Arc::default());
     let process = operate_with(&fake, &seen, ends);
     passes(1).await;
@@ -200,7 +202,7 @@ async fn begun(ends: Ends) -> (Fake, Arc<Mutex<Seen>>, Process) {
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "others do not end")]
-fn all_well(_: &str) -> Option<Ending> {
+pub(super) fn all_well(_: &str) -> Option<Ending> {
     Some(Ending::Exited(0))
 }
 

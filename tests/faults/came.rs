@@ -56,11 +56,10 @@ pub fn mask(value: &mut Value, words: &[String]) {
     match value {
         Value::Object(members) => {
             for (name, member) in members.iter_mut() {
-                if FIELDS.contains(&name.as_str()) && !member.is_null() {
-                    *member = json!("…");
-                } else if name == "name"
-                    && member.as_str().is_some_and(|it| it.starts_with("apscli-"))
-                {
+                let differs = FIELDS.contains(&name.as_str()) && !member.is_null();
+                let is_pods_name =
+                    name == "name" && member.as_str().is_some_and(|it| it.starts_with("apscli-"));
+                if differs || is_pods_name {
                     *member = json!("…");
                 }
                 mask(member, words);

@@ -89,7 +89,7 @@ async fn an_api_server_that_hangs_for_a_minute() {
 }
 
 /// A run of 300 nodes of which some have begun and most have not.
-async fn in_the_middle_of_300_creates<'a>(play: &mut Play<'a>) {
+async fn in_the_middle_of_300_creates(play: &mut Play<'_>) {
     play.begin().await;
     while play.ledger().made.len() < 50 {
         sleep(Duration::from_millis(10)).await;

@@ -385,6 +385,18 @@ pub enum PodRetention {
     Never,
 }
 
+impl PodRetention {
+    /// Whether a finished pod stays whose node succeeded, or did not.
+    #[must_use]
+    pub fn keeps(self, succeeded: bool) -> bool {
+        match self {
+            Self::Always => true,
+            Self::OnFailure => !succeeded,
+            Self::Never => false,
+        }
+    }
+}
+
 /// When an image is pulled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PullPolicy {

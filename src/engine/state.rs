@@ -236,7 +236,7 @@ impl Running {
                     message: message.clone(),
                 };
             }
-            (Ending::Exited(0) | Ending::Returned(0), _) => {
+            (ending, _) if ending.is_success() => {
                 exit_code = Some(0);
                 (Phase::Succeeded, None)
             }

@@ -22,7 +22,7 @@ use crate::api::workflow_run::WorkflowRun;
 use crate::engine::event::Outcome;
 use crate::engine::graph::NodeIx;
 use crate::engine::name::Attempt;
-use crate::executor::pod::build::build;
+use crate::executor::pod::build::{build, watched_labels};
 use crate::executor::pod::slim::SlimPod;
 use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID};
 
@@ -260,6 +260,23 @@ impl Hand {
         );
     }
 
+    /// Likewise of a pod that is over and not to be kept, once its name may be free.
+    pub(super) fn delete_unwanted(&self, name: String, uid: String) {
+        let hand = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep_until(hand.context.names_free).await;
+            delete(&hand.context, Whose::Run, &hand.pods, &name, uid).await;
+        });
+    }
+
+    /// Puts the labels of a pod back; answers with nothing.
+    pub(super) fn relabel(&self, name: String, uid: String, run_uid: String) {
+        let hand = self.clone();
+        tokio::spawn(
+            async move { relabel(&hand.context, &hand.pods, &name, &uid, &run_uid).await },
+        );
+    }
+
     /// Looks whether the pod with this UID is still there; answers with `Looked`.
     pub(super) fn look(&self, work: Work, name: String, uid: String) {
         let hand = self.clone();
@@ -364,6 +381,37 @@ pub(super) async fn delete(
 /// The UID that a deletion is for.
 fn params_uid(params: &DeleteParams) -> Option<String> {
     params.preconditions.as_ref()?.uid.clone()
+}
+
+/// Puts the labels back by which the pod with this UID is watched and listed, should it still be
+/// there.
+pub(super) async fn relabel(
+    context: &Context,
+    pods: &Api<SlimPod>,
+    name: &str,
+    uid: &str,
+    run_uid: &str,
+) {
+    let patch = json!({"metadata": {"uid": uid, "labels": watched_labels(run_uid)}});
+    for tries in 0.. {
+        let answer = {
+            let _slots = context.slots(Whose::House).await;
+            pods.patch_metadata(name, &PatchParams::default(), &Patch::Merge(&patch))
+                .await
+        };
+        match answer {
+            Ok(_) => {
+                tracing::warn!(pod = name, "its labels were changed; they are put back");
+                return;
+            }
+            // It is gone, or another has its name; or what it says of its run can be no label.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => return,
+            Err(error) => {
+                tracing::warn!(pod = name, %error, "cannot put its labels back yet");
+                tokio::time::sleep(pause(tries)).await;
+            }
+        }
+    }
 }
 
 /// Takes our finalizer off a pod, however long it takes; among the writes in flight of a context,

@@ -89,6 +89,9 @@ pub(super) struct Context {
     pub(super) image_volumes: super::delivery::ImageVolumes,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
+    /// When the name of a pod that nobody wants to keep may be free again. The create of a leader
+    /// that is none any more may still be on its way, and would make that pod once more.
+    pub(super) names_free: Instant,
     /// Where processes are carried out.
     pub(super) runner: Option<super::runner::Runner>,
     /// This process's name in events.

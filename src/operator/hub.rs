@@ -2,8 +2,9 @@
 //!
 //! One task owns the table of live runs. It knows nothing of what a run does with its news. What
 //! no live run claims, it tends to itself: pods that are being deleted and whose run is over or
-//! gone get their finalizer taken off, pods that still run after their run is over are deleted, and
-//! so are runs that are past their time to live. A watch can miss that a pod is being deleted, and
+//! gone get their finalizer taken off, pods that still run after their run is over are deleted, those
+//! that are not to be kept and that an earlier operator did not come to delete likewise, and so are
+//! runs that are past their time to live. A watch can miss that a pod is being deleted, and
 //! then nobody would let it go; so some time after runs have ended or gone, pods are looked through.
 //! It can miss a run as well; so from time to time it is asked which runs are not over.
 //!
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, Preconditions, PropagationPolicy};
@@ -24,9 +26,9 @@ use kube::{Resource, ResourceExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use crate::api::workflow_run::{RunPhase, WorkflowRun};
+use crate::api::workflow_run::{PodRetention, RunPhase, WorkflowRun};
 use crate::executor::pod::slim::SlimPod;
-use crate::executor::pod::{CONTAINER, FINALIZER, LABEL_RUN_UID};
+use crate::executor::pod::{self, CONTAINER, FINALIZER, LABEL_RUN_UID};
 
 use super::client::{is_conflict, is_gone};
 use super::context::{Context, Whose};
@@ -143,8 +145,8 @@ struct Lists {
     runs: Option<BTreeSet<String>>,
     pods_listed: bool,
     runs_listed: bool,
-    /// Pods that came before the runs were known.
-    early: Vec<News>,
+    /// Pods that came before the runs were known, and whether a list told of them.
+    early: Vec<(News, bool)>,
 }
 
 /// A run that is over and will be deleted.
@@ -156,12 +158,19 @@ struct Expiring {
     name: String,
 }
 
+/// A run that exists and is over.
+struct Over {
+    /// When it is to be deleted.
+    expiring: Option<Expiring>,
+    retention: PodRetention,
+}
+
 pub(super) struct Hub {
     context: Arc<Context>,
     known: BTreeMap<String, Known>,
     live: BTreeMap<String, Live>,
-    /// Runs that exist and are over, with when they expire.
-    over: BTreeMap<String, Option<Expiring>>,
+    /// Runs that exist and are over.
+    over: BTreeMap<String, Over>,
     expiring: BTreeSet<Expiring>,
     /// The last runs that are no more: their pods may still be there, and an old list may tell of
     /// them once more.
@@ -298,6 +307,17 @@ pub(super) fn is_of(pod: &Pod, run_uid: &str) -> bool {
         && pod.finalizers().iter().any(|it| it == FINALIZER)
 }
 
+/// The run that a pod was made for: by its owner, whom somebody may less easily change than a label.
+fn run_of(pod: &impl ResourceExt) -> Option<&String> {
+    let mut owners = pod.owner_references().iter();
+    let owner = owners.find(|owner| {
+        owner.controller == Some(true) && owner.kind == WorkflowRun::kind(&()).as_ref()
+    });
+    owner
+        .map(|owner| &owner.uid)
+        .or_else(|| pod.labels().get(LABEL_RUN_UID))
+}
+
 /// Whether a pod is being deleted and waits for our finalizer to come off.
 fn is_held(pod: &impl ResourceExt) -> bool {
     pod.meta().deletion_timestamp.is_some() && pod.finalizers().iter().any(|it| it == FINALIZER)
@@ -305,7 +325,7 @@ fn is_held(pod: &impl ResourceExt) -> bool {
 
 /// Whether the action of a pod is over. A kubelet says so of the container first, and of the pod's
 /// phase some time later.
-fn has_ended(pod: &Pod) -> bool {
+pub(super) fn has_ended(pod: &Pod) -> bool {
     let Some(status) = &pod.status else {
         return false;
     };
@@ -314,6 +334,19 @@ fn has_ended(pod: &Pod) -> bool {
     let state = container.and_then(|container| container.state.as_ref());
     state.is_some_and(|state| state.terminated.is_some())
         || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
+/// Whether the action of a pod that has ended went well.
+fn has_succeeded(pod: &Pod) -> bool {
+    let known = pod::observe::Known {
+        killing: None,
+        now: Timestamp::MAX,
+        patience: Duration::ZERO,
+    };
+    match pod::observe::observe(pod, &known) {
+        pod::observe::Seen::Ended { outcome, .. } => outcome.ending.is_success(),
+        _ => false,
+    }
 }
 
 impl Hub {
@@ -386,7 +419,7 @@ impl Hub {
                 Incoming::Vanished(uid) => self.run_gone(&uid),
                 Incoming::Held(pods) => {
                     for pod in pods {
-                        let uid = pod.labels().get(LABEL_RUN_UID);
+                        let uid = run_of(&pod);
                         // A live run asks for its pods itself.
                         if uid.is_some_and(|uid| !self.live.contains_key(uid)) {
                             self.strip_unclaimed(&pod);
@@ -413,7 +446,7 @@ impl Hub {
                     }
                     while let Ok(told) = unread.try_recv() {
                         if let News::Pod(pod) = told.news {
-                            self.tend(&pod);
+                            self.tend(&pod, false);
                         }
                     }
                 }
@@ -448,8 +481,8 @@ impl Hub {
                 if self.lists.values().all(|lists| lists.runs_listed) {
                     self.runs_needed.met();
                 }
-                for news in early {
-                    self.pod_news(place, news);
+                for (news, listed) in early {
+                    self.pod_news(place, news, listed);
                 }
             }
             Event::Apply(run) => self.run_applied(place, run, false),
@@ -568,7 +601,7 @@ impl Hub {
         if let Some(live) = self.live.remove(uid) {
             let _ = live.inbox.send(News::Gone.into());
         }
-        if let Some(Some(expiring)) = self.over.remove(uid) {
+        if let Some(expiring) = self.over.remove(uid).and_then(|over| over.expiring) {
             self.expiring.remove(&expiring);
         }
         self.stir();
@@ -588,7 +621,7 @@ impl Hub {
                 if let (Some(listing), Some(uid)) = (&mut lists.pods, &pod.metadata.uid) {
                     listing.insert(uid.clone());
                 }
-                self.pod_news(place, News::Pod(Box::new(pod)));
+                self.pod_news(place, News::Pod(Box::new(pod)), true);
             }
             Event::InitDone => {
                 let lists = self.lists.entry(place).or_default();
@@ -602,49 +635,76 @@ impl Hub {
                     self.pods_needed.met();
                 }
             }
-            Event::Apply(pod) => self.pod_news(place, News::Pod(Box::new(pod.0))),
-            Event::Delete(pod) => self.pod_news(place, News::PodGone(Box::new(pod.0))),
+            Event::Apply(pod) => self.pod_news(place, News::Pod(Box::new(pod.0)), false),
+            Event::Delete(pod) => self.pod_news(place, News::PodGone(Box::new(pod.0)), false),
         }
     }
 
-    fn pod_news(&mut self, place: Place, news: News) {
+    fn pod_news(&mut self, place: Place, news: News, listed: bool) {
         let (News::Pod(pod) | News::PodGone(pod)) = &news else {
             return;
         };
-        let Some(uid) = pod.labels().get(LABEL_RUN_UID) else {
+        let Some(uid) = run_of(&**pod) else {
             return;
         };
+        // Its finalizer would have kept it, and told that it is being deleted: somebody took the
+        // labels off by which it is watched. Or they name another run.
+        let held = pod.finalizers().iter().any(|it| it == FINALIZER);
+        let is_unwatched =
+            matches!(&news, News::PodGone(_)) && pod.metadata.deletion_timestamp.is_none();
+        if held && (is_unwatched || pod.labels().get(LABEL_RUN_UID) != Some(uid)) {
+            self.relabel(pod, uid);
+        }
         let lists = self.lists.entry(place).or_default();
         if let Some(live) = self.live.get(uid) {
             let _ = live.inbox.send(news.into());
         } else if !lists.runs_listed {
             // Whether its run lives is not known yet.
-            lists.early.push(news);
+            lists.early.push((news, listed));
         } else if let News::Pod(pod) = news {
-            self.tend(&pod);
+            self.tend(&pod, listed);
         }
     }
 
+    fn relabel(&self, pod: &Pod, run_uid: &str) {
+        let (context, run_uid) = (Arc::clone(&self.context), run_uid.to_owned());
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let uid = pod.uid().unwrap_or_default();
+        tokio::spawn(async move {
+            let pods = Api::namespaced(context.client.clone(), &namespace);
+            apply::relabel(&context, &pods, &name, &uid, &run_uid).await;
+        });
+    }
+
     /// A pod that no live run claims.
-    fn tend(&self, pod: &Pod) {
+    fn tend(&self, pod: &Pod, listed: bool) {
         if pod.metadata.deletion_timestamp.is_some() {
             self.strip_unclaimed(pod);
         } else {
-            self.reap(pod);
+            self.reap(pod, listed);
         }
     }
 
     /// A pod of a run that is over, and that has not ended: its creation was in doubt when the
-    /// run was called off, and came to pass all the same; or its run could not go on.
-    fn reap(&self, pod: &Pod) {
-        let uid = pod.labels().get(LABEL_RUN_UID).cloned().unwrap_or_default();
-        if !self.over.contains_key(&uid) || !is_of(pod, &uid) || has_ended(pod) {
+    /// run was called off, and came to pass all the same; or its run could not go on. Or one that
+    /// is not to be kept: an operator that ended may not have come to it. (What ends under this one
+    /// its run deletes, so only lists count.)
+    fn reap(&self, pod: &Pod, listed: bool) {
+        let uid = run_of(pod).cloned().unwrap_or_default();
+        let Some(over) = self.over.get(&uid).filter(|_| is_of(pod, &uid)) else {
+            return;
+        };
+        let unwanted = listed && has_ended(pod) && !over.retention.keeps(has_succeeded(pod));
+        if has_ended(pod) && !unwanted {
             return;
         }
         let context = Arc::clone(&self.context);
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let pod_uid = pod.uid();
         tokio::spawn(async move {
+            if unwanted {
+                tokio::time::sleep_until(context.names_free).await;
+            }
             // The watch of pods may lag behind: what has ended stays, for its log.
             let pods: Api<SlimPod> = Api::namespaced(context.client.clone(), &namespace);
             let now = context
@@ -653,10 +713,14 @@ impl Hub {
             if let Some(SlimPod(now)) = now
                 && now.uid() == pod_uid
                 && is_of(&now, &uid)
-                && !has_ended(&now)
+                && (unwanted || !has_ended(&now))
                 && let Some(pod_uid) = pod_uid
             {
-                tracing::warn!(pod = name, "deleted: its run is over");
+                if unwanted {
+                    tracing::info!(pod = name, "deleted: it is not to be kept");
+                } else {
+                    tracing::warn!(pod = name, "deleted: its run is over");
+                }
                 apply::delete(&context, Whose::House, &pods, &name, pod_uid).await;
             }
         });
@@ -668,7 +732,7 @@ impl Hub {
         if !is_held(pod) {
             return;
         }
-        let uid = pod.labels().get(LABEL_RUN_UID).cloned().unwrap_or_default();
+        let uid = run_of(pod).cloned().unwrap_or_default();
         let known_over = self.over.contains_key(&uid) || self.gone.contains(&uid);
         let (context, pod) = (Arc::clone(&self.context), pod.clone());
         tokio::spawn(async move {
@@ -793,7 +857,12 @@ impl Hub {
             }
         });
         self.stir();
-        if let Some(Some(old)) = self.over.insert(uid, expiring.clone()) {
+        let over = Over {
+            expiring: expiring.clone(),
+            retention: run.spec.pod_retention.unwrap_or_default(),
+        };
+        let before = self.over.insert(uid, over);
+        if let Some(old) = before.and_then(|before| before.expiring) {
             self.expiring.remove(&old);
         }
         if run.metadata.deletion_timestamp.is_none() {

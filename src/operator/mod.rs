@@ -36,6 +36,7 @@ mod tests;
 mod workflow_run;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{SelectAll, StreamExt};
 use kube::api::Api;
@@ -43,6 +44,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Client, Config, Resource};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::api::{LABEL_MANAGED_BY, MANAGED_BY};
 use crate::executor::pod::slim::SlimPod;
@@ -56,6 +58,10 @@ use options::{Options, Scope, Shard};
 
 /// How many Events may be in flight.
 const EVENTS: usize = 16;
+
+/// How long a new leader keeps the names of pods taken. A request that an API server has read is
+/// over after a minute, unless that server is told otherwise (`--request-timeout`).
+const NAMES_KEPT: Duration = Duration::from_mins(1);
 
 /// Why the operator ended without being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -168,6 +174,11 @@ async fn work_with(
         image_volumes: delivery::ImageVolumes::default(),
         metrics,
         clock: Clock::default(),
+        // Who breaks this rule would not be noticed for as long.
+        names_free: match &options.election {
+            Some(_) if !broken::rule("10") => Instant::now() + NAMES_KEPT,
+            _ => Instant::now(),
+        },
         runner,
         instance,
         options,

@@ -113,7 +113,7 @@ const BREACHES: [Breach; 13] = [
     ),
     breach(
         "10",
-        "who has led writes on, whatever becomes of its Lease",
+        "who has led writes on, whatever becomes of its Lease, and names are given back at once",
         [PODS_GO, "held unanswered, two", "create pods a/1"],
     ),
     breach(

@@ -277,6 +277,16 @@ pub fn build(
     })
 }
 
+/// The labels by which a run's pods are watched and listed.
+#[must_use]
+pub fn watched_labels(run_uid: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (MANAGER_LABEL.to_owned(), MANAGER.to_owned()),
+        (LABEL_RUN_UID.to_owned(), run_uid.to_owned()),
+        (LABEL_BUCKET.to_owned(), bucket(run_uid).to_string()),
+    ])
+}
+
 /// Labels and annotations: ours, and what the run's author wants besides.
 fn marks(
     run: &RunPods,
@@ -298,9 +308,7 @@ fn marks(
             .collect()
     };
     let mut labels = own(&run.overrides.labels);
-    labels.insert(MANAGER_LABEL.to_owned(), MANAGER.to_owned());
-    labels.insert(LABEL_RUN_UID.to_owned(), run.uid.clone());
-    labels.insert(LABEL_BUCKET.to_owned(), bucket(&run.uid).to_string());
+    labels.extend(watched_labels(&run.uid));
     labels.insert(LABEL_RUN.to_owned(), shortened(&run.name));
     if is_label_value(node.name.as_str()) {
         labels.insert(NODE.to_owned(), node.name.to_string());

@@ -83,6 +83,29 @@ struct Change {
     namespace: String,
     kind: &'static str,
     object: Value,
+    /// As it was, of what was changed.
+    before: Option<Value>,
+}
+
+impl Change {
+    /// What a watch with this label selector tells of it: what it does not select any more is gone
+    /// for it, as it was last.
+    fn told(&self, selector: &str) -> Option<Value> {
+        let was = self.before.as_ref();
+        let was = was.filter(|was| selects(selector, was));
+        let (kind, object) = match (was, selects(selector, &self.object)) {
+            (None, true) if self.before.is_some() => ("ADDED", self.object.clone()),
+            (_, true) => (self.kind, self.object.clone()),
+            (Some(was), false) => {
+                let mut was = was.clone();
+                was["metadata"]["resourceVersion"] =
+                    self.object["metadata"]["resourceVersion"].clone();
+                ("DELETED", was)
+            }
+            (None, false) => return None,
+        };
+        Some(json!({"type": kind, "object": object}))
+    }
 }
 
 /// Resource, namespace and name.
@@ -515,10 +538,13 @@ impl Fake {
         self.ends(key, 0, &frame::encode(&outcome, 4096), "Completed");
     }
 
-    /// A pod goes, whatever holds it.
+    /// Somebody takes a pod away, and before that its finalizer, as one has to.
     pub fn pod_vanishes(&self, attempt: &str) {
         let key = self.pod_key(attempt);
-        self.state().remove(&key);
+        let free = json!({"metadata": {"finalizers": null}});
+        let mut state = self.state();
+        state.patch(&key, None, &free).unwrap();
+        state.remove(&key);
     }
 
     /// A kubelet that works by itself stops pods that are being deleted.
@@ -819,6 +845,9 @@ impl State {
                     }
                 )
             }
+            ("PATCH", "pods", None) if body["metadata"]["labels"].is_object() => {
+                format!("label pod {}", pod())
+            }
             ("PATCH", "pods", None) => format!("strip pod {}", pod()),
             ("GET", "pods", _) if !call.name.is_empty() => format!("get pod {}", pod()),
             ("PATCH", "workflowruns", Some("status")) => "status".to_owned(),
@@ -849,12 +878,17 @@ impl State {
     }
 
     fn happened(&mut self, kind: &'static str, key: &Key, object: Value) {
+        self.happened_to(None, kind, key, object);
+    }
+
+    fn happened_to(&mut self, before: Option<Value>, kind: &'static str, key: &Key, object: Value) {
         self.changes.push(Change {
             version: self.version,
             resource: key.0.clone(),
             namespace: key.1.clone(),
             kind,
             object,
+            before,
         });
         self.pump();
     }
@@ -872,8 +906,7 @@ impl State {
                         .namespace
                         .as_ref()
                         .is_none_or(|it| *it == change.namespace);
-                if concerns && selects(&watcher.selector, &change.object) {
-                    let event = json!({"type": change.kind, "object": change.object});
+                if concerns && let Some(event) = change.told(&watcher.selector) {
                     let _ = watcher.stream.unbounded_send(event);
                 }
             }
@@ -987,7 +1020,7 @@ impl State {
         self.version += 1;
         new["metadata"]["resourceVersion"] = json!(self.version.to_string());
         self.objects.insert(key.clone(), new.clone());
-        self.happened("MODIFIED", key, new.clone());
+        self.happened_to(Some(old), "MODIFIED", key, new.clone());
         self.sweep(key);
         Ok(new)
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::super::options::Election;
 use super::fake::{Act, Gone};
 use super::*;
 use crate::engine::name::Attempt;
@@ -555,7 +556,8 @@ async fn a_deletion_that_never_was_is_not_believed() {
     fake.calls();
     fake.say("pods", "DELETED", &fake.pod("a/1").unwrap());
     rest().await;
-    assert_eq!(fake.calls(), ["get pod a/1"]);
+    // Its labels may have been taken off.
+    assert_eq!(fake.calls(), ["label pod a/1", "get pod a/1"]);
     fake.pod_ends("a/1", ok());
     passes(1).await;
     assert_eq!(phase(&fake), "Succeeded");
@@ -988,23 +990,102 @@ async fn a_pod_that_somebody_renamed_in_its_annotations_still_tells_its_end() {
 }
 
 /// As after its labels were taken off: to a watch of labels it is gone.
+/// The watch of pods goes by these labels: they are put back, or neither its end would be told nor
+/// that it is deleted.
 #[tokio::test(start_paused = true)]
 async fn a_pod_whose_labels_somebody_took_off_still_tells_its_end() {
+    for uid in [Value::Null, json!("another")] {
+        for over in [false, true] {
+            let fake = started().await;
+            fake.put("workflowruns", one());
+            passes(1).await;
+            fake.pod_runs("a/1");
+            if over {
+                fake.pod_ends("a/1", ok());
+            }
+            passes(5).await;
+            fake.calls();
+            let name = fake.pod_name("a/1");
+            let labels = fake.pod("a/1").unwrap()["metadata"]["labels"].clone();
+            let mut bare = json!({"apscli.dev/run-uid": uid});
+            if uid.is_null() {
+                bare["app.kubernetes.io/managed-by"] = Value::Null;
+            }
+            fake.merge("pods", &name, &json!({"metadata": {"labels": bare}}));
+            passes(1).await;
+            let looked = uid.is_null() && !over;
+            let looked = looked.then_some("get pod a/1");
+            let calls: Vec<&str> = ["label pod a/1"].into_iter().chain(looked).collect();
+            assert_eq!(fake.calls(), calls, "{uid} {over}");
+            assert_eq!(fake.pod("a/1").unwrap()["metadata"]["labels"], labels);
+            if !over {
+                fake.pod_ends("a/1", ok());
+                passes(5).await;
+                let calls = fake.calls();
+                assert_eq!(calls, ["status Succeeded 1/1", "event Succeeded"]);
+            }
+            fake.delete("pods", &name);
+            passes(1).await;
+            assert_eq!(fake.calls(), ["strip pod a/1"], "{uid} {over}");
+            assert_eq!(fake.count("pods"), 0);
+            silence(&fake).await;
+        }
+    }
+}
+
+/// A create that a former leader had sent arrives when the pod of its name has come and gone.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_made_once_more_is_deleted() {
     let fake = started().await;
-    fake.put("workflowruns", one());
+    let template = json!({"a": node(&[]), "b": node(&["a"])});
+    let spec = json!({"template": template, "podRetention": "Never"});
+    fake.put("workflowruns", run(&spec));
     passes(1).await;
-    fake.pod_runs("a/1");
-    passes(1).await;
-    fake.hold_watch("pods");
-    let name = fake.pod_name("a/1");
-    let bare = json!({"metadata": {"labels": {"apscli.dev/run-uid": null, "app.kubernetes.io/managed-by": null}}});
-    fake.merge("pods", &name, &bare);
-    fake.say("pods", "DELETED", &fake.pod("a/1").unwrap());
-    passes(1).await;
-    assert_eq!(phase(&fake), "Running");
+    let pod = fake.pod("a/1").unwrap();
     fake.pod_ends("a/1", ok());
-    passes(1800).await;
-    assert_eq!(phase(&fake), "Succeeded");
+    passes(1).await;
+    fake.pod_runs("b/1");
+    passes(5).await;
+    assert!(fake.pod("a/1").is_none());
+    fake.calls();
+    fake.put("pods", pod);
+    passes(1).await;
+    assert_eq!(fake.calls(), ["delete pod a/1", "strip pod a/1"]);
+    silence(&fake).await;
+}
+
+/// Who leads does not know what a former leader has sent, so for a minute no name is given back.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_keeps_the_names_of_pods_for_a_while() {
+    let fake = Fake::new();
+    fake.kubelet(well);
+    let election = Some(Election {
+        namespace: "default".to_owned(),
+        lease: "apscli".to_owned(),
+        identity: "operator-1".to_owned(),
+        duration: Duration::from_secs(15),
+    });
+    let options = || Options {
+        election: election.clone(),
+        ..options()
+    };
+    let first = operate(&fake, options());
+    passes(1).await;
+    let spec = json!({"template": {"a": node(&[])}, "podRetention": "Never"});
+    fake.put("workflowruns", run(&spec));
+    passes(55).await;
+    assert_eq!(
+        (phase(&fake), fake.count("pods")),
+        ("Succeeded".to_owned(), 1)
+    );
+    first.dies();
+    operate(&fake, options());
+    passes(55).await;
+    assert_eq!(fake.count("pods"), 1);
+    passes(10).await;
+    assert_eq!(fake.count("pods"), 0);
+    fake.calls();
+    silence(&fake).await;
 }
 
 /// A list that is older than what was told already has runs that are no more: they would be begun

@@ -62,10 +62,11 @@ async fn whatever_happens(prepare: impl Fn(&Fake), ending: fn(&str) -> Ending) {
             passes(60).await;
         }
         let outcome = outcome(&fake);
-        let created = fake.created();
+        let (created, left) = (fake.created(), fake.attempts());
         match &expected {
-            None => expected = Some((outcome, created.clone())),
-            Some((as_ever, attempts)) => {
+            None => expected = Some((outcome, created.clone(), left)),
+            Some((as_ever, attempts, pods)) => {
+                assert_eq!(left, *pods, "after {after:?} writes");
                 assert_eq!(
                     outcome,
                     *as_ever,
@@ -118,6 +119,15 @@ async fn a_chain_whose_pods_are_not_kept() {
     let template = json!({"a": node(&[]), "b": node(&["a"]), "c": node(&["b"])});
     let spec = json!({"template": template, "podRetention": "Never"});
     whatever_happens(|fake| drop(fake.put("workflowruns", run(&spec))), well).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_diamond_of_which_only_the_failed_pod_is_kept() {
+    fn ending(attempt: &str) -> Ending {
+        Ending::Exited(i32::from(attempt == "b/1"))
+    }
+    let spec = json!({"template": diamond(), "podRetention": "OnFailure"});
+    whatever_happens(|fake| drop(fake.put("workflowruns", run(&spec))), ending).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -380,13 +390,34 @@ async fn a_pod_that_was_taken_away_meanwhile_is_lost() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_was_taken_away_after_a_cancel_is_cancelled() {
     let fake = dead_while_a_runs(run_of(&json!({"a": node(&[])}))).await;
+    let pod = fake.pod("a/1").unwrap()["metadata"]["uid"].clone();
     fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
     fake.pod_vanishes("a/1");
     operate(&fake, options());
     passes(1).await;
     assert_eq!(phases(&fake), ["a Cancelled Cancelled"]);
     assert_eq!(phase(&fake), "Cancelled");
+    assert_eq!(entry(&fake, "a")["pod"]["uid"], pod, "its pod is on record");
     assert_eq!(fake.created()["a/1"], 1);
+    fake.calls();
+    silence(&fake).await;
+}
+
+/// A list by labels does not have it. It may do its work still, and must not be begun once more.
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_labels_somebody_took_off_meanwhile_is_not_lost() {
+    let spec = json!({"template": {"a": node(&[])}, "onLost": "Retry"});
+    let fake = dead_while_a_runs(super::run(&spec)).await;
+    let bare = json!({"apscli.dev/run-uid": null, "app.kubernetes.io/managed-by": null});
+    let name = fake.pod_name("a/1");
+    fake.merge("pods", &name, &json!({"metadata": {"labels": bare}}));
+    operate(&fake, options());
+    passes(1).await;
+    assert_eq!(phases(&fake), ["a Running"]);
+    fake.pod_ends("a/1", ok());
+    passes(1).await;
+    assert_eq!(phase(&fake), "Succeeded");
+    assert_eq!(fake.created().values().sum::<usize>(), 1);
     fake.calls();
     silence(&fake).await;
 }

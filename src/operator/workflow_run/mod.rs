@@ -25,7 +25,7 @@ use kube::api::Api;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use crate::api::workflow_run::{PodReference, PodRetention, RunPhase, WorkflowRun};
+use crate::api::workflow_run::{PodReference, RunPhase, WorkflowRun};
 use crate::engine::event::{Ending, Event, KillCause, Outcome};
 use crate::engine::graph::{Graph, NodeIx};
 use crate::engine::name::Attempt;
@@ -443,11 +443,8 @@ impl Actor {
         else {
             return;
         };
-        let wanted = match self.run.spec.pod_retention.unwrap_or_default() {
-            PodRetention::Always => true,
-            PodRetention::OnFailure => finished.phase != crate::engine::state::Phase::Succeeded,
-            PodRetention::Never => false,
-        };
+        let retention = self.run.spec.pod_retention.unwrap_or_default();
+        let wanted = retention.keeps(finished.phase == crate::engine::state::Phase::Succeeded);
         if let (false, Some(uid)) = (wanted, &record.uid) {
             self.unwanted
                 .push((version, record.name.clone(), uid.clone()));

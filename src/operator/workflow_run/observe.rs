@@ -17,7 +17,7 @@ use crate::engine::state::NodeState;
 use crate::executor::pod::FINALIZER;
 use crate::executor::pod::observe::{Known, PATIENCE, Seen, observe};
 use crate::operator::apply::{Answer, Moved, Work};
-use crate::operator::hub::News;
+use crate::operator::hub::{News, has_ended};
 use crate::operator::publish::Published;
 use crate::operator::{broken, resolve};
 
@@ -106,9 +106,14 @@ impl Actor {
             }
             return;
         };
-        if pod.metadata.uid.as_ref() != Some(uid)
-            || !record.floor.admit(pod.metadata.resource_version.as_deref())
-        {
+        if pod.metadata.uid.as_ref() != Some(uid) {
+            let is_over = matches!(self.state.node(ix), NodeState::Finished(_));
+            if is_over && (!has_ended(pod) || pod.metadata.deletion_timestamp.is_some()) {
+                self.observe_ghost(pod, ix);
+            }
+            return;
+        }
+        if !record.floor.admit(pod.metadata.resource_version.as_deref()) {
             return;
         }
         record.heard = Instant::now();
@@ -155,7 +160,8 @@ impl Actor {
         self.hold(pod, self.version);
     }
 
-    /// A pod whose creation was called off in doubt, and came to pass all the same.
+    /// A pod whose creation was called off in doubt, or was asked for by a leader that is none any
+    /// more, and came to pass all the same.
     fn observe_ghost(&mut self, pod: &Pod, ix: NodeIx) {
         if !self.is_as_decided(pod, ix) {
             return;
@@ -257,7 +263,7 @@ impl Actor {
         self.unwanted = later;
         let due: Vec<(u64, String, String)> = due;
         for (_, name, uid) in due {
-            self.hand.delete(name, uid);
+            self.hand.delete_unwanted(name, uid);
         }
     }
 

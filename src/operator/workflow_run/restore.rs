@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -25,8 +26,17 @@ use crate::operator::{broken, status};
 
 use super::{Actor, Made, QUEUED};
 
-/// An attempt that is lost, and why.
-type Loss = (NodeIx, Attempt, &'static str);
+/// Pods that are asked for at once.
+const AT_ONCE: usize = 16;
+
+/// An attempt that is lost.
+struct Loss {
+    node: NodeIx,
+    attempt: Attempt,
+    why: &'static str,
+    /// The UID of the pod that it was.
+    pod: Option<String>,
+}
 
 impl Actor {
     /// Takes up what an earlier operator, or nobody, has done. None: the run is gone.
@@ -82,7 +92,9 @@ impl Actor {
             }
         }
         let found = if old && !broken::rule("4-list") {
-            self.adopt_all(&entries).await
+            let mut found = self.adopt_all(&entries).await;
+            found.extend(self.adopt_unlisted(&entries).await);
+            found
         } else {
             Vec::new()
         };
@@ -111,12 +123,13 @@ impl Actor {
     }
 
     fn lose(&mut self, lost: &[Loss], now: Timestamp) {
-        for (ix, attempt, why) in lost {
-            if self.is_process(*ix) {
-                let record = self.record(*ix, *attempt, Made::There);
-                self.records.insert(*ix, record);
-            }
-            self.end_silent(*ix, *attempt, Ending::Lost((*why).to_owned()), now);
+        for loss in lost {
+            // What it was stays on record.
+            let mut record = self.record(loss.node, loss.attempt, Made::There);
+            record.uid.clone_from(&loss.pod);
+            self.records.insert(loss.node, record);
+            let lost = Ending::Lost(loss.why.to_owned());
+            self.end_silent(loss.node, loss.attempt, lost, now);
         }
     }
 
@@ -135,20 +148,28 @@ impl Actor {
             };
             let attempt = running.attempt;
             let recorded = entries.get(graph.name(ix).as_str());
-            let pod = recorded.and_then(|entry| entry.pod.as_ref());
+            let pod = recorded.and_then(|entry| entry.pod.as_ref()?.uid.clone());
+            let mut lose = |why, pod| {
+                lost.push(Loss {
+                    node: ix,
+                    attempt,
+                    why,
+                    pod,
+                });
+            };
             if self.is_process(ix) {
                 let queued = recorded.is_some_and(|it| it.reason.as_deref() == Some(QUEUED));
                 if queued || broken::rule("9") {
                     self.queue(ix, attempt);
                 } else {
-                    lost.push((ix, attempt, "the operator ended, and with it the process"));
+                    lose("the operator ended, and with it the process", None);
                 }
                 continue;
             }
-            if pod.is_some_and(|pod| pod.uid.is_some()) {
+            if pod.is_some() {
                 // It was there, and its finalizer should have kept it: somebody took it away.
                 let why = "its pod is gone; somebody removed it with its finalizer";
-                lost.push((ix, attempt, why));
+                lose(why, pod);
             } else {
                 // Absent means never created; see the finalizer.
                 self.create(ix, attempt, Made::Making);
@@ -209,6 +230,40 @@ impl Actor {
                 None => return found,
             }
         }
+    }
+
+    /// Takes over pods that run as far as the record goes, and that the list did not have: somebody
+    /// may have changed their labels.
+    async fn adopt_unlisted(&mut self, entries: &BTreeMap<String, NodeStatus>) -> Vec<Pod> {
+        let graph = self.graph();
+        let running = self.state.running();
+        let absent = running.filter(|ix| !self.records.contains_key(ix));
+        let recorded = absent.filter_map(|ix| {
+            let pod = entries.get(graph.name(ix).as_str())?.pod.as_ref()?;
+            Some((pod.name.clone(), pod.uid.clone()?))
+        });
+        let recorded: Vec<(String, String)> = recorded.collect();
+        let context = Arc::clone(&self.context);
+        let namespace = self.run.namespace().unwrap_or_default();
+        let api: &Api<SlimPod> = &Api::namespaced(context.client.clone(), &namespace);
+        let asked = stream::iter(recorded).map(|(name, uid)| {
+            let context = Arc::clone(&context);
+            async move {
+                let found = context.insist("look for a pod that a list did not have", || {
+                    api.get_opt(&name)
+                });
+                let found = found.await.map(|found| found.0);
+                found.filter(|pod| pod.metadata.uid.as_ref() == Some(&uid))
+            }
+        });
+        let found = asked.buffered(AT_ONCE).collect::<Vec<_>>().await;
+        let found: Vec<Pod> = found.into_iter().flatten().collect();
+        for pod in &found {
+            let uid = pod.uid().unwrap_or_default();
+            let run_uid = self.program.pods.uid.clone();
+            self.hand.relabel(pod.name_any(), uid, run_uid);
+        }
+        self.adopt(found, entries)
     }
 
     fn adopt(&mut self, pods: Vec<Pod>, entries: &BTreeMap<String, NodeStatus>) -> Vec<Pod> {

@@ -156,14 +156,6 @@ pub enum Ending {
     Lost(String),
 }
 
-impl Ending {
-    /// Whether it did its work and says that it went well.
-    #[must_use]
-    pub fn is_success(&self) -> bool {
-        matches!(self, Self::Exited(0) | Self::Returned(0))
-    }
-}
-
 /// What an attempt said, by the lines it printed or the value it returned.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Captured {

@@ -236,7 +236,7 @@ impl Running {
                     message: message.clone(),
                 };
             }
-            (ending, _) if ending.is_success() => {
+            (Ending::Exited(0) | Ending::Returned(0), _) => {
                 exit_code = Some(0);
                 (Phase::Succeeded, None)
             }

@@ -12,7 +12,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{
+    Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions,
+};
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
@@ -33,6 +35,8 @@ use super::resolve::Program;
 
 /// How many pods are listed at a time.
 const PODS: u32 = 500;
+/// How long a pod stays without its labels.
+const BEFORE_RELABEL: Duration = Duration::from_secs(1);
 /// Longest wait between two tries of one call.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
@@ -263,18 +267,16 @@ impl Hand {
     /// Likewise of a pod that is over and not to be kept, once its name may be free.
     pub(super) fn delete_unwanted(&self, name: String, uid: String) {
         let hand = self.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep_until(hand.context.names_free).await;
-            delete(&hand.context, Whose::Run, &hand.pods, &name, uid).await;
-        });
+        tokio::spawn(async move { delete_unwanted(&hand.context, &hand.pods, &name, uid).await });
     }
 
-    /// Puts the labels of a pod back; answers with nothing.
-    pub(super) fn relabel(&self, name: String, uid: String, run_uid: String) {
-        let hand = self.clone();
-        tokio::spawn(
-            async move { relabel(&hand.context, &hand.pods, &name, &uid, &run_uid).await },
-        );
+    /// Puts the labels of this run's pod back, if it lacks one; answers with nothing.
+    pub(super) fn relabel(&self, pod: &Pod, run_uid: &str) {
+        if lacks_labels(pod, run_uid) {
+            let (context, pods) = (Arc::clone(&self.context), self.pods.clone());
+            let run_uid = run_uid.to_owned();
+            tokio::spawn(relabel(context, pods, pod.metadata.clone(), run_uid));
+        }
     }
 
     /// Looks whether the pod with this UID is still there; answers with `Looked`.
@@ -383,35 +385,64 @@ fn params_uid(params: &DeleteParams) -> Option<String> {
     params.preconditions.as_ref()?.uid.clone()
 }
 
-/// Puts the labels back by which the pod with this UID is watched and listed, should it still be
-/// there.
-pub(super) async fn relabel(
+/// Likewise of a pod that is over and not to be kept, once its name may be free.
+pub(super) async fn delete_unwanted(
     context: &Context,
     pods: &Api<SlimPod>,
     name: &str,
-    uid: &str,
-    run_uid: &str,
+    uid: String,
 ) {
-    let patch = json!({"metadata": {"uid": uid, "labels": watched_labels(run_uid)}});
+    tokio::time::sleep_until(context.names_free).await;
+    // Many may have waited for that.
+    delete(context, Whose::House, pods, name, uid).await;
+}
+
+/// Puts the labels back by which a pod is watched and listed, should it still be there.
+pub(super) async fn relabel(
+    context: Arc<Context>,
+    pods: Api<SlimPod>,
+    pod: ObjectMeta,
+    run_uid: String,
+) {
+    let (name, uid) = (pod.name.unwrap_or_default(), pod.uid);
+    let patch = json!({"metadata": {"uid": uid, "labels": watched_labels(&run_uid)}});
+    // Whoever takes them off at once again is not to keep us busy.
+    tokio::time::sleep(BEFORE_RELABEL).await;
     for tries in 0.. {
         let answer = {
             let _slots = context.slots(Whose::House).await;
-            pods.patch_metadata(name, &PatchParams::default(), &Patch::Merge(&patch))
+            pods.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch))
                 .await
         };
         match answer {
             Ok(_) => {
-                tracing::warn!(pod = name, "its labels were changed; they are put back");
+                tracing::warn!(pod = name, "the labels of a pod were put back");
                 return;
             }
-            // It is gone, or another has its name; or what it says of its run can be no label.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => return,
+            // What it says of its run can be no label.
+            Err(kube::Error::Api(status)) if status.code == 422 => return,
+            Err(error) if is_gone(&error) => return,
             Err(error) => {
-                tracing::warn!(pod = name, %error, "cannot put its labels back yet");
+                tracing::warn!(pod = name, %error, "cannot put the labels of a pod back yet");
+                // A conflict may be that of the precondition, or any other.
+                if is_conflict(&error)
+                    && let Ok(now) = pods.get_opt(&name).await
+                    && now.is_none_or(|now| now.0.metadata.uid != uid)
+                {
+                    return;
+                }
                 tokio::time::sleep(pause(tries)).await;
             }
         }
     }
+}
+
+/// Whether a pod lacks a label by which it is watched and listed.
+pub(super) fn lacks_labels(pod: &Pod, run_uid: &str) -> bool {
+    let wanted = watched_labels(run_uid);
+    wanted
+        .iter()
+        .any(|(name, value)| pod.labels().get(name) != Some(value))
 }
 
 /// Takes our finalizer off a pod, however long it takes; among the writes in flight of a context,

@@ -3,8 +3,8 @@
 //! One task owns the table of live runs. It knows nothing of what a run does with its news. What
 //! no live run claims, it tends to itself: pods that are being deleted and whose run is over or
 //! gone get their finalizer taken off, pods that still run after their run is over are deleted, those
-//! that are not to be kept and that an earlier operator did not come to delete likewise, and so are
-//! runs that are past their time to live. A watch can miss that a pod is being deleted, and
+//! of runs that keep none and that an earlier operator did not come to likewise, and so are runs that
+//! are past their time to live. A watch can miss that a pod is being deleted, and
 //! then nobody would let it go; so some time after runs have ended or gone, pods are looked through.
 //! It can miss a run as well; so from time to time it is asked which runs are not over.
 //!
@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, Preconditions, PropagationPolicy};
@@ -28,7 +27,7 @@ use tokio::time::Instant;
 
 use crate::api::workflow_run::{PodRetention, RunPhase, WorkflowRun};
 use crate::executor::pod::slim::SlimPod;
-use crate::executor::pod::{self, CONTAINER, FINALIZER, LABEL_RUN_UID};
+use crate::executor::pod::{CONTAINER, FINALIZER, LABEL_RUN_UID};
 
 use super::client::{is_conflict, is_gone};
 use super::context::{Context, Whose};
@@ -307,15 +306,15 @@ pub(super) fn is_of(pod: &Pod, run_uid: &str) -> bool {
         && pod.finalizers().iter().any(|it| it == FINALIZER)
 }
 
-/// The run that a pod was made for: by its owner, whom somebody may less easily change than a label.
-fn run_of(pod: &impl ResourceExt) -> Option<&String> {
+/// The UID of the run that owns a pod.
+fn owner_of(pod: &impl ResourceExt) -> Option<&String> {
     let mut owners = pod.owner_references().iter();
     let owner = owners.find(|owner| {
-        owner.controller == Some(true) && owner.kind == WorkflowRun::kind(&()).as_ref()
+        owner.controller == Some(true)
+            && owner.kind == WorkflowRun::kind(&())
+            && owner.api_version == WorkflowRun::api_version(&())
     });
-    owner
-        .map(|owner| &owner.uid)
-        .or_else(|| pod.labels().get(LABEL_RUN_UID))
+    owner.map(|owner| &owner.uid)
 }
 
 /// Whether a pod is being deleted and waits for our finalizer to come off.
@@ -334,19 +333,6 @@ pub(super) fn has_ended(pod: &Pod) -> bool {
     let state = container.and_then(|container| container.state.as_ref());
     state.is_some_and(|state| state.terminated.is_some())
         || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
-}
-
-/// Whether the action of a pod that has ended went well.
-fn has_succeeded(pod: &Pod) -> bool {
-    let known = pod::observe::Known {
-        killing: None,
-        now: Timestamp::MAX,
-        patience: Duration::ZERO,
-    };
-    match pod::observe::observe(pod, &known) {
-        pod::observe::Seen::Ended { outcome, .. } => outcome.ending.is_success(),
-        _ => false,
-    }
 }
 
 impl Hub {
@@ -419,7 +405,7 @@ impl Hub {
                 Incoming::Vanished(uid) => self.run_gone(&uid),
                 Incoming::Held(pods) => {
                     for pod in pods {
-                        let uid = run_of(&pod);
+                        let uid = self.run_of(&pod);
                         // A live run asks for its pods itself.
                         if uid.is_some_and(|uid| !self.live.contains_key(uid)) {
                             self.strip_unclaimed(&pod);
@@ -644,7 +630,7 @@ impl Hub {
         let (News::Pod(pod) | News::PodGone(pod)) = &news else {
             return;
         };
-        let Some(uid) = run_of(&**pod) else {
+        let Some(uid) = self.run_of(&**pod).cloned() else {
             return;
         };
         // Its finalizer would have kept it, and told that it is being deleted: somebody took the
@@ -652,11 +638,23 @@ impl Hub {
         let held = pod.finalizers().iter().any(|it| it == FINALIZER);
         let is_unwatched =
             matches!(&news, News::PodGone(_)) && pod.metadata.deletion_timestamp.is_none();
-        if held && (is_unwatched || pod.labels().get(LABEL_RUN_UID) != Some(uid)) {
-            self.relabel(pod, uid);
+        if held
+            && self.known.contains_key(&uid)
+            && (is_unwatched || pod.labels().get(LABEL_RUN_UID) != Some(&uid))
+        {
+            let pods = Api::namespaced(
+                self.context.client.clone(),
+                &pod.namespace().unwrap_or_default(),
+            );
+            tokio::spawn(apply::relabel(
+                Arc::clone(&self.context),
+                pods,
+                pod.metadata.clone(),
+                uid.clone(),
+            ));
         }
         let lists = self.lists.entry(place).or_default();
-        if let Some(live) = self.live.get(uid) {
+        if let Some(live) = self.live.get(&uid) {
             let _ = live.inbox.send(news.into());
         } else if !lists.runs_listed {
             // Whether its run lives is not known yet.
@@ -666,14 +664,12 @@ impl Hub {
         }
     }
 
-    fn relabel(&self, pod: &Pod, run_uid: &str) {
-        let (context, run_uid) = (Arc::clone(&self.context), run_uid.to_owned());
-        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
-        let uid = pod.uid().unwrap_or_default();
-        tokio::spawn(async move {
-            let pods = Api::namespaced(context.client.clone(), &namespace);
-            apply::relabel(&context, &pods, &name, &uid, &run_uid).await;
-        });
+    /// The run that a pod was made for: its owner, whatever its labels say, where that is a run that
+    /// is known.
+    fn run_of<'a>(&self, pod: &'a impl ResourceExt) -> Option<&'a String> {
+        let owner = owner_of(pod);
+        let known = owner.filter(|uid| self.known.contains_key(*uid));
+        known.or_else(|| pod.labels().get(LABEL_RUN_UID)).or(owner)
     }
 
     /// A pod that no live run claims.
@@ -686,25 +682,27 @@ impl Hub {
     }
 
     /// A pod of a run that is over, and that has not ended: its creation was in doubt when the
-    /// run was called off, and came to pass all the same; or its run could not go on. Or one that
-    /// is not to be kept: an operator that ended may not have come to it. (What ends under this one
-    /// its run deletes, so only lists count.)
+    /// run was called off, and came to pass all the same; or its run could not go on. Or one of a
+    /// run that keeps none: an operator that ended may not have come to it. (What ends under this
+    /// one its run deletes, so only lists count.)
     fn reap(&self, pod: &Pod, listed: bool) {
-        let uid = run_of(pod).cloned().unwrap_or_default();
+        let uid = self.run_of(pod).cloned().unwrap_or_default();
         let Some(over) = self.over.get(&uid).filter(|_| is_of(pod, &uid)) else {
             return;
         };
-        let unwanted = listed && has_ended(pod) && !over.retention.keeps(has_succeeded(pod));
-        if has_ended(pod) && !unwanted {
-            return;
-        }
         let context = Arc::clone(&self.context);
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let pod_uid = pod.uid();
-        tokio::spawn(async move {
-            if unwanted {
-                tokio::time::sleep_until(context.names_free).await;
+        if has_ended(pod) {
+            if let (true, PodRetention::Never, Some(uid)) = (listed, over.retention, pod_uid) {
+                let pods = Api::namespaced(context.client.clone(), &namespace);
+                tokio::spawn(async move {
+                    apply::delete_unwanted(&context, &pods, &name, uid).await;
+                });
             }
+            return;
+        }
+        tokio::spawn(async move {
             // The watch of pods may lag behind: what has ended stays, for its log.
             let pods: Api<SlimPod> = Api::namespaced(context.client.clone(), &namespace);
             let now = context
@@ -713,14 +711,10 @@ impl Hub {
             if let Some(SlimPod(now)) = now
                 && now.uid() == pod_uid
                 && is_of(&now, &uid)
-                && (unwanted || !has_ended(&now))
+                && !has_ended(&now)
                 && let Some(pod_uid) = pod_uid
             {
-                if unwanted {
-                    tracing::info!(pod = name, "deleted: it is not to be kept");
-                } else {
-                    tracing::warn!(pod = name, "deleted: its run is over");
-                }
+                tracing::warn!(pod = name, "deleted: its run is over");
                 apply::delete(&context, Whose::House, &pods, &name, pod_uid).await;
             }
         });
@@ -732,7 +726,7 @@ impl Hub {
         if !is_held(pod) {
             return;
         }
-        let uid = run_of(pod).cloned().unwrap_or_default();
+        let uid = self.run_of(pod).cloned().unwrap_or_default();
         let known_over = self.over.contains_key(&uid) || self.gone.contains(&uid);
         let (context, pod) = (Arc::clone(&self.context), pod.clone());
         tokio::spawn(async move {

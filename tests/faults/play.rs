@@ -317,7 +317,11 @@ impl<'a> Play<'a> {
                         operator.signal(Signal::STOP);
                         let Some((_, other)) = second else { return };
                         tokio::spawn(async move {
+                            let deadline = Instant::now() + STUCK;
                             while !other.watches(&["pods", "workflowruns"]) {
+                                if Instant::now() > deadline {
+                                    return;
+                                }
                                 sleep(Duration::from_millis(50)).await;
                             }
                             sleep(Duration::from_secs(1)).await;

@@ -102,7 +102,7 @@ capabilities:
   verbs: [create, get, patch]
 - apiGroups: [""]
   resources: [pods]
-  # Patched is the finalizer only.
+  # Patched are the finalizer, and labels that somebody took off.
   verbs: [create, get, list, watch, delete, patch]
 - apiGroups: [""]
   resources: [configmaps]

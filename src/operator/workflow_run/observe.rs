@@ -95,7 +95,11 @@ impl Actor {
             .filter(|record| record.attempt == attempt)
         else {
             // Of an attempt that is over and on record: the next was recorded before it began.
-            self.hold(pod, self.recorded);
+            if has_ended(pod) || pod.metadata.deletion_timestamp.is_some() {
+                self.hold(pod, self.recorded);
+            } else if self.is_past(ix, attempt) {
+                self.observe_ghost(pod, ix);
+            }
             return;
         };
         let Some(uid) = &record.uid else {
@@ -158,6 +162,12 @@ impl Actor {
             }
         }
         self.hold(pod, self.version);
+    }
+
+    /// Whether a later attempt than this has been recorded, or begun.
+    fn is_past(&self, ix: NodeIx, attempt: Attempt) -> bool {
+        let record = self.records.get(&ix);
+        record.is_some_and(|record| attempt < record.attempt)
     }
 
     /// A pod whose creation was called off in doubt, or was asked for by a leader that is none any
@@ -314,6 +324,7 @@ impl Actor {
             }
             Answer::Looked(work, Some(pod)) => {
                 if self.current(&work).is_some() {
+                    self.hand.relabel(&pod, &self.program.pods.uid);
                     self.observe_pod(&pod);
                 }
             }

@@ -232,38 +232,44 @@ impl Actor {
         }
     }
 
-    /// Takes over pods that run as far as the record goes, and that the list did not have: somebody
-    /// may have changed their labels.
+    /// Takes over pods that run as far as the record goes, and that the list did not have, or not so
+    /// that they could be told: somebody may have changed their labels and annotations.
     async fn adopt_unlisted(&mut self, entries: &BTreeMap<String, NodeStatus>) -> Vec<Pod> {
         let graph = self.graph();
         let running = self.state.running();
         let absent = running.filter(|ix| !self.records.contains_key(ix));
         let recorded = absent.filter_map(|ix| {
             let pod = entries.get(graph.name(ix).as_str())?.pod.as_ref()?;
-            Some((pod.name.clone(), pod.uid.clone()?))
+            Some((ix, pod.name.clone(), pod.uid.clone()?))
         });
-        let recorded: Vec<(String, String)> = recorded.collect();
+        let recorded: Vec<(NodeIx, String, String)> = recorded.collect();
         let context = Arc::clone(&self.context);
         let namespace = self.run.namespace().unwrap_or_default();
         let api: &Api<SlimPod> = &Api::namespaced(context.client.clone(), &namespace);
-        let asked = stream::iter(recorded).map(|(name, uid)| {
+        let asked = stream::iter(recorded).map(|(ix, name, uid)| {
             let context = Arc::clone(&context);
             async move {
                 let found = context.insist("look for a pod that a list did not have", || {
                     api.get_opt(&name)
                 });
                 let found = found.await.map(|found| found.0);
-                found.filter(|pod| pod.metadata.uid.as_ref() == Some(&uid))
+                let found = found.filter(|pod| pod.metadata.uid.as_ref() == Some(&uid));
+                found.map(|pod| (ix, pod))
             }
         });
         let found = asked.buffered(AT_ONCE).collect::<Vec<_>>().await;
-        let found: Vec<Pod> = found.into_iter().flatten().collect();
-        for pod in &found {
-            let uid = pod.uid().unwrap_or_default();
-            let run_uid = self.program.pods.uid.clone();
-            self.hand.relabel(pod.name_any(), uid, run_uid);
+        let mut taken_over = Vec::new();
+        for (ix, pod) in found.into_iter().flatten() {
+            let NodeState::Running(running) = self.state.node(ix) else {
+                continue;
+            };
+            let mut record = self.record(ix, running.attempt, Made::There);
+            record.uid.clone_from(&pod.metadata.uid);
+            self.records.insert(ix, record);
+            self.hand.relabel(&pod, &self.program.pods.uid);
+            taken_over.push(pod);
         }
-        self.adopt(found, entries)
+        taken_over
     }
 
     fn adopt(&mut self, pods: Vec<Pod>, entries: &BTreeMap<String, NodeStatus>) -> Vec<Pod> {
@@ -285,6 +291,7 @@ impl Actor {
             if !ours {
                 continue;
             }
+            self.hand.relabel(&pod, &self.program.pods.uid);
             if *self.state.node(ix) == NodeState::Pending && attempt == Attempt::FIRST {
                 let created = pod.metadata.creation_timestamp.as_ref();
                 let at = created.map_or_else(|| self.context.clock.now(), |time| time.0);

@@ -385,7 +385,7 @@ fn params_uid(params: &DeleteParams) -> Option<String> {
     params.preconditions.as_ref()?.uid.clone()
 }
 
-/// Likewise of a pod that is over and not to be kept, once its name may be free.
+/// Deletes the pod with this UID, which is over and not to be kept, once its name may be free.
 pub(super) async fn delete_unwanted(
     context: &Context,
     pods: &Api<SlimPod>,

@@ -3,6 +3,7 @@
 //!
 //! These harm a whole cluster, so they run one at a time on one of their own: `tests/faults/run`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -112,7 +113,17 @@ async fn an_api_server_that_hangs_in_the_middle_of_300_creates() {
     cluster(&["pause", "apiserver"]);
     sleep(Duration::from_secs(60)).await;
     cluster(&["resume", "apiserver"]);
-    ends_well(play, None).await;
+    play.until_final().await;
+    let end = play.end_state().await;
+    // What the server does when it goes on, nobody waits for any more: the proxy cannot count it.
+    let view = place.witness.view();
+    let pods: Vec<&str> = view.pods_of("r").map(|pod| &*pod.title).collect();
+    let attempts: BTreeSet<&str> = pods.iter().copied().collect();
+    assert_eq!((pods.len(), attempts.len()), (300, 300));
+    assert_eq!(play.operators[0].0.starts(), 1, "it needs no restart");
+    let differences = play.close().await;
+    assert!(differences.is_empty(), "{differences:#?}");
+    assert_eq!(end["runs"][0]["status"]["phase"], "Succeeded", "{end:#}");
     place.end().await;
 }
 
@@ -122,10 +133,7 @@ async fn an_etcd_that_is_restarted_in_the_middle_of_300_creates() {
     let (place, scenario) = (place().await, three_hundred_nodes());
     let mut play = open(&place, &scenario, "etcd", false).await;
     in_the_middle_of_300_creates(&mut play).await;
-    let before = play.ledger().failed;
     cluster(&["restart", "etcd"]);
-    let failed = play.ledger().failed - before;
-    assert!(failed > 0, "the operator did not notice");
     ends_well(play, None).await;
     place.end().await;
 }

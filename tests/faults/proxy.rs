@@ -160,8 +160,6 @@ pub struct Ledger {
     pub watched: BTreeMap<String, usize>,
     /// How many rules have come to hold.
     pub fired: usize,
-    /// How many calls the server itself could not answer, or only by saying that it failed.
-    pub failed: usize,
 }
 
 #[derive(Default)]
@@ -442,7 +440,6 @@ async fn call(shared: Arc<Shared>, request: Request<Incoming>, generation: u64) 
     let forwarded = Request::from_parts(head, Body::from(body));
     let Ok(answer) = shared.upstream.send(forwarded).await else {
         // The server itself does not answer.
-        shared.inner.lock().unwrap().ledger.failed += 1;
         return None;
     };
     let (mut head, body) = answer.into_parts();
@@ -659,7 +656,6 @@ impl Inner {
 
     fn carried_out(&mut self, key: &Key, status: StatusCode, body: &Bytes) {
         if !status.is_success() {
-            self.ledger.failed += usize::from(status.is_server_error());
             return;
         }
         if key.verb == "list" {

@@ -367,17 +367,28 @@ pub(super) async fn delete(
             Err(error) if is_gone(&error) => return,
             Err(error) => {
                 tracing::warn!(pod = name, %error, "cannot delete a pod yet");
-                // A conflict may be that of the precondition, or any other.
-                if is_conflict(&error)
-                    && let Ok(now) = pods.get_opt(name).await
-                    && now.is_none_or(|now| now.0.metadata.uid != params_uid(&params))
-                {
+                if is_of_another(pods, name, params_uid(&params).as_deref(), &error).await {
                     return;
                 }
                 tokio::time::sleep(pause(tries)).await;
             }
         }
     }
+}
+
+/// Whether a call for the pod with this UID has met that the name is another's, or nobody's: a
+/// conflict may be that of the precondition, or any other.
+async fn is_of_another(
+    pods: &Api<SlimPod>,
+    name: &str,
+    uid: Option<&str>,
+    error: &kube::Error,
+) -> bool {
+    if !is_conflict(error) {
+        return false;
+    }
+    let found = pods.get_opt(name).await;
+    found.is_ok_and(|now| now.is_none_or(|now| now.0.metadata.uid.as_deref() != uid))
 }
 
 /// The UID that a deletion is for.
@@ -424,11 +435,7 @@ pub(super) async fn relabel(
             Err(error) if is_gone(&error) => return,
             Err(error) => {
                 tracing::warn!(pod = name, %error, "cannot put the labels of a pod back yet");
-                // A conflict may be that of the precondition, or any other.
-                if is_conflict(&error)
-                    && let Ok(now) = pods.get_opt(&name).await
-                    && now.is_none_or(|now| now.0.metadata.uid != uid)
-                {
+                if is_of_another(&pods, &name, uid.as_deref(), &error).await {
                     return;
                 }
                 tokio::time::sleep(pause(tries)).await;
@@ -438,7 +445,7 @@ pub(super) async fn relabel(
 }
 
 /// Whether a pod lacks a label by which it is watched and listed.
-pub(super) fn lacks_labels(pod: &Pod, run_uid: &str) -> bool {
+fn lacks_labels(pod: &Pod, run_uid: &str) -> bool {
     let wanted = watched_labels(run_uid);
     wanted
         .iter()

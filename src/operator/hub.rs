@@ -302,8 +302,12 @@ where
 /// Whether a pod was made for this run, as far as that can be told.
 pub(super) fn is_of(pod: &Pod, run_uid: &str) -> bool {
     let mut owners = pod.owner_references().iter();
-    owners.any(|owner| owner.controller == Some(true) && owner.uid == run_uid)
-        && pod.finalizers().iter().any(|it| it == FINALIZER)
+    owners.any(|owner| owner.controller == Some(true) && owner.uid == run_uid) && has_finalizer(pod)
+}
+
+/// Whether a pod has our finalizer.
+pub(super) fn has_finalizer(pod: &impl ResourceExt) -> bool {
+    pod.finalizers().iter().any(|it| it == FINALIZER)
 }
 
 /// The UID of the run that owns a pod.
@@ -319,7 +323,7 @@ fn owner_of(pod: &impl ResourceExt) -> Option<&String> {
 
 /// Whether a pod is being deleted and waits for our finalizer to come off.
 fn is_held(pod: &impl ResourceExt) -> bool {
-    pod.meta().deletion_timestamp.is_some() && pod.finalizers().iter().any(|it| it == FINALIZER)
+    pod.meta().deletion_timestamp.is_some() && has_finalizer(pod)
 }
 
 /// Whether the action of a pod is over. A kubelet says so of the container first, and of the pod's
@@ -630,17 +634,16 @@ impl Hub {
         let (News::Pod(pod) | News::PodGone(pod)) = &news else {
             return;
         };
-        let Some(uid) = self.run_of(&**pod).cloned() else {
+        let Some(uid) = self.run_of(&**pod) else {
             return;
         };
         // Its finalizer would have kept it, and told that it is being deleted: somebody took the
         // labels off by which it is watched. Or they name another run.
-        let held = pod.finalizers().iter().any(|it| it == FINALIZER);
         let is_unwatched =
             matches!(&news, News::PodGone(_)) && pod.metadata.deletion_timestamp.is_none();
-        if held
-            && self.known.contains_key(&uid)
-            && (is_unwatched || pod.labels().get(LABEL_RUN_UID) != Some(&uid))
+        if (is_unwatched || pod.labels().get(LABEL_RUN_UID) != Some(uid))
+            && has_finalizer(&**pod)
+            && self.known.contains_key(uid)
         {
             let pods = Api::namespaced(
                 self.context.client.clone(),
@@ -654,7 +657,7 @@ impl Hub {
             ));
         }
         let lists = self.lists.entry(place).or_default();
-        if let Some(live) = self.live.get(&uid) {
+        if let Some(live) = self.live.get(uid) {
             let _ = live.inbox.send(news.into());
         } else if !lists.runs_listed {
             // Whether its run lives is not known yet.

@@ -14,10 +14,9 @@ use crate::engine::event::{CancelCause, Ending, Event};
 use crate::engine::graph::NodeIx;
 use crate::engine::name::Attempt;
 use crate::engine::state::NodeState;
-use crate::executor::pod::FINALIZER;
 use crate::executor::pod::observe::{Known, PATIENCE, Seen, observe};
 use crate::operator::apply::{Answer, Moved, Work};
-use crate::operator::hub::{News, has_ended};
+use crate::operator::hub::{News, has_ended, has_finalizer};
 use crate::operator::publish::Published;
 use crate::operator::{broken, resolve};
 
@@ -234,7 +233,7 @@ impl Actor {
 
     /// A pod that is being deleted is let go once `version` is on record.
     fn hold(&mut self, pod: &Pod, version: u64) {
-        let held = pod.finalizers().iter().any(|it| it == FINALIZER);
+        let held = has_finalizer(pod);
         if let (true, Some(_), Some(uid)) =
             (held, &pod.metadata.deletion_timestamp, &pod.metadata.uid)
         {

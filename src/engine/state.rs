@@ -457,6 +457,13 @@ impl RunState {
             | Event::GivenUp { node, .. }
             | Event::Skipped { node, .. } => self.fold_node(graph, *node, event)?,
         }
+        // The kubelet keeps the run's time too, and may be the first to say that it is over: by
+        // the start that an earlier operator reckoned with, and could not put on record.
+        if let Event::Ended { outcome, .. } = event
+            && let Ending::Killed(KillCause::Cancel(cause)) = outcome.ending
+        {
+            self.cancelled.get_or_insert(cause);
+        }
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use apscli::engine::event::{CancelCause, Ending, Event, Outcome};
+use apscli::engine::event::{CancelCause, Ending, Event, KillCause, Outcome};
 use apscli::engine::graph::{Graph, NodeIx};
 use apscli::engine::name::Attempt;
 use apscli::engine::state::{NodeState, RunState};
@@ -204,9 +204,13 @@ impl Player {
                 let NodeState::Running(running) = self.state.node(self.node(rest[0])) else {
                     panic!("{line}")
                 };
-                let cause = running
-                    .killing
-                    .unwrap_or_else(|| panic!("{line}: nobody killed it"));
+                let cause = match rest.get(1) {
+                    // Whoever carries it out keeps the run's time as well.
+                    Some(&"overtime") => KillCause::Cancel(CancelCause::Timeout),
+                    _ => running
+                        .killing
+                        .unwrap_or_else(|| panic!("{line}: nobody killed it")),
+                };
                 self.end(rest[0], Ending::Killed(cause));
             }
             "cancel" => {

@@ -495,15 +495,29 @@ impl Fake {
     }
 
     fn container(&self, key: &Key, phase: &str, code: i32, message: &str, reason: &str) {
-        let now = self.second();
-        let status = json!({"phase": phase, "containerStatuses": [
-            {"name": "node", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
-             "state": {"terminated": {"exitCode": code, "message": message, "reason": reason,
-                                      "startedAt": now, "finishedAt": now}}},
-        ]});
+        let status = self.status_of_end(phase, code, message, reason);
         let _ = self
             .state()
             .patch(key, Some("status"), &json!({"status": status}));
+    }
+
+    fn status_of_end(&self, phase: &str, code: i32, message: &str, reason: &str) -> Value {
+        let now = self.second();
+        json!({"phase": phase, "containerStatuses": [
+            {"name": "node", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
+             "state": {"terminated": {"exitCode": code, "message": message, "reason": reason,
+                                      "startedAt": now, "finishedAt": now}}},
+        ]})
+    }
+
+    /// The kubelet has ended a pod whose `activeDeadlineSeconds` are over.
+    pub fn pod_is_over_its_deadline(&self, attempt: &str) {
+        let key = self.pod_key(attempt);
+        let mut status = self.status_of_end("Failed", 137, "", "Error");
+        status["reason"] = json!("DeadlineExceeded");
+        let _ = self
+            .state()
+            .patch(&key, Some("status"), &json!({"status": status}));
     }
 
     /// The kubelet has stopped a pod that is being deleted: nothing but finalizers keeps it.

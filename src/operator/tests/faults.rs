@@ -892,6 +892,32 @@ async fn an_end_that_no_watch_ever_tells_is_asked_for() {
     silence(&fake).await;
 }
 
+/// By the start that a former leader reckoned with, and could not put on record.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_the_runs_deadline_ended_ends_the_run() {
+    let fake = started().await;
+    let mut b = node(&["a"]);
+    b["decision_expr"] = json!("a == 'N/A'");
+    let template = json!({"a": node(&[]), "b": b});
+    fake.put(
+        "workflowruns",
+        run(&json!({"template": template, "timeout": "60s"})),
+    );
+    passes(1).await;
+    fake.pod_runs("a/1");
+    passes(50).await;
+    fake.pod_is_over_its_deadline("a/1");
+    passes(1).await;
+    assert_eq!(
+        phases(&fake),
+        ["a Cancelled Cancelled", "b Skipped Cancelled"]
+    );
+    assert_eq!(message(&fake), "took longer than its timeout");
+    assert_eq!(fake.run()["status"]["cancelCause"], "Timeout");
+    fake.calls();
+    silence(&fake).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_wish_that_no_watch_ever_tells_is_asked_for() {
     for suspended in [false, true] {

@@ -31,6 +31,7 @@ use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID};
 use super::broken;
 use super::client::{is_conflict, is_gone};
 use super::context::{Context, Whose};
+use super::hub::has_finalizer;
 use super::resolve::Program;
 
 /// How many pods are listed at a time.
@@ -264,10 +265,12 @@ impl Hand {
         );
     }
 
-    /// Likewise of a pod that is over and not to be kept, once its name may be free.
+    /// Likewise of a pod that is over and not to be kept. Many may be due at once.
     pub(super) fn delete_unwanted(&self, name: String, uid: String) {
         let hand = self.clone();
-        tokio::spawn(async move { delete_unwanted(&hand.context, &hand.pods, &name, uid).await });
+        tokio::spawn(
+            async move { delete(&hand.context, Whose::House, &hand.pods, &name, uid).await },
+        );
     }
 
     /// Puts the labels of this run's pod back, if it lacks one; answers with nothing.
@@ -396,18 +399,6 @@ fn params_uid(params: &DeleteParams) -> Option<String> {
     params.preconditions.as_ref()?.uid.clone()
 }
 
-/// Deletes the pod with this UID, which is over and not to be kept, once its name may be free.
-pub(super) async fn delete_unwanted(
-    context: &Context,
-    pods: &Api<SlimPod>,
-    name: &str,
-    uid: String,
-) {
-    tokio::time::sleep_until(context.names_free).await;
-    // Many may have waited for that.
-    delete(context, Whose::House, pods, name, uid).await;
-}
-
 /// Puts the labels back by which a pod is watched and listed, should it still be there.
 pub(super) async fn relabel(
     context: Arc<Context>,
@@ -453,28 +444,58 @@ fn lacks_labels(pod: &Pod, run_uid: &str) -> bool {
 }
 
 /// Takes our finalizer off a pod, however long it takes; among the writes in flight of a context,
-/// where there is one.
-pub(super) async fn strip(pods: &Api<SlimPod>, mut pod: Pod, context: Option<(&Context, Whose)>) {
+/// where there is one, and not before names may be free.
+pub(super) async fn strip(
+    pods: &Api<SlimPod>,
+    mut pod: Pod,
+    mut context: Option<(&Context, Whose)>,
+) {
     let name = pod.name_any();
-    for tries in 0.. {
-        let finalizers: Vec<&String> = pod
-            .finalizers()
-            .iter()
-            .filter(|finalizer| *finalizer != FINALIZER)
-            .collect();
-        // The version that the list was derived from: somebody else's finalizer is not lost.
-        let patch = json!({
-            "metadata": {
-                "uid": pod.metadata.uid,
-                "resourceVersion": pod.metadata.resource_version,
-                "finalizers": finalizers,
+    let mut is_old = false;
+    let _turn = match &mut context {
+        Some((of, whose)) => {
+            let Some(turn) = of.stripping.begin(pod.uid().unwrap_or_default()) else {
+                return;
+            };
+            if Instant::now() < of.names_free {
+                tokio::time::sleep_until(of.names_free).await;
+                // Many may have waited for that.
+                *whose = Whose::House;
+                is_old = true;
             }
-        });
+            Some(turn)
+        }
+        None => None,
+    };
+    for tries in 0.. {
         let answer = {
             let _slots = match context {
                 Some((context, whose)) => Some(context.slots(whose).await),
                 None => None,
             };
+            if is_old {
+                match pods.get_opt(&name).await {
+                    Ok(Some(SlimPod(now))) if now.metadata.uid == pod.metadata.uid => pod = now,
+                    Ok(_) => return,
+                    Err(_) => {}
+                }
+                if !has_finalizer(&pod) {
+                    return;
+                }
+            }
+            let finalizers: Vec<&String> = pod
+                .finalizers()
+                .iter()
+                .filter(|finalizer| *finalizer != FINALIZER)
+                .collect();
+            // The version that the list was derived from: somebody else's finalizer is not lost.
+            let patch = json!({
+                "metadata": {
+                    "uid": pod.metadata.uid,
+                    "resourceVersion": pod.metadata.resource_version,
+                    "finalizers": finalizers,
+                }
+            });
             pods.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch))
                 .await
         };
@@ -488,16 +509,7 @@ pub(super) async fn strip(pods: &Api<SlimPod>, mut pod: Pod, context: Option<(&C
             }
         }
         tokio::time::sleep(pause(tries)).await;
-        match pods.get_opt(&name).await {
-            Ok(Some(SlimPod(now))) if now.metadata.uid == pod.metadata.uid => {
-                if !now.finalizers().iter().any(|it| it == FINALIZER) {
-                    return;
-                }
-                pod = now;
-            }
-            Ok(_) => return,
-            Err(_) => {}
-        }
+        is_old = true;
     }
 }
 

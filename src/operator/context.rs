@@ -2,7 +2,8 @@
 //!
 //! Must not know any run.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -68,6 +69,33 @@ pub(super) enum Whose {
     House,
 }
 
+/// The UIDs of pods that our finalizer is being taken off from. Each event of such a pod asks for it.
+#[derive(Debug, Default)]
+pub(super) struct Stripping(Mutex<BTreeSet<String>>);
+
+impl Stripping {
+    /// A turn to do it; none where another has it.
+    pub(super) fn begin(&self, uid: String) -> Option<StrippingTurn<'_>> {
+        let mut uids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        uids.insert(uid.clone())
+            .then(|| StrippingTurn { all: self, uid })
+    }
+}
+
+/// The turn to take our finalizer off a pod, while it lives.
+#[derive(Debug)]
+pub(super) struct StrippingTurn<'a> {
+    all: &'a Stripping,
+    uid: String,
+}
+
+impl Drop for StrippingTurn<'_> {
+    fn drop(&mut self) {
+        let mut uids = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
+        uids.remove(&self.uid);
+    }
+}
+
 /// What all runs share.
 pub(super) struct Context {
     pub(super) client: Client,
@@ -89,9 +117,11 @@ pub(super) struct Context {
     pub(super) image_volumes: super::delivery::ImageVolumes,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
-    /// When the name of a pod that nobody wants to keep may be free again. The create of a leader
-    /// that is none any more may still be on its way, and would make that pod once more.
+    /// When the name of a pod may be free again; until then our finalizer keeps it, whoever deleted the
+    /// pod. The create of a leader that is none any more may still be on its way, and would make that
+    /// pod once more.
     pub(super) names_free: Instant,
+    pub(super) stripping: Stripping,
     /// Where processes are carried out.
     pub(super) runner: Option<super::runner::Runner>,
     /// This process's name in events.

@@ -700,7 +700,7 @@ impl Hub {
             if let (true, PodRetention::Never, Some(uid)) = (listed, over.retention, pod_uid) {
                 let pods = Api::namespaced(context.client.clone(), &namespace);
                 tokio::spawn(async move {
-                    apply::delete_unwanted(&context, &pods, &name, uid).await;
+                    apply::delete(&context, Whose::House, &pods, &name, uid).await;
                 });
             }
             return;

@@ -179,6 +179,7 @@ async fn work_with(
             Some(_) if !broken::rule("10") => Instant::now() + NAMES_KEPT,
             _ => Instant::now(),
         },
+        stripping: context::Stripping::default(),
         runner,
         instance,
         options,

@@ -1106,22 +1106,25 @@ async fn an_attempt_that_is_made_once_more_is_deleted() {
     silence(&fake).await;
 }
 
+/// Options of an operator of several.
+fn one_of_several() -> Options {
+    Options {
+        election: Some(Election {
+            namespace: "default".to_owned(),
+            lease: "apscli".to_owned(),
+            identity: "operator-1".to_owned(),
+            duration: Duration::from_secs(15),
+        }),
+        ..options()
+    }
+}
+
 /// Who leads does not know what a former leader has sent, so for a minute no name is given back.
 #[tokio::test(start_paused = true)]
 async fn a_new_leader_keeps_the_names_of_pods_for_a_while() {
     let fake = Fake::new();
     fake.kubelet(well);
-    let election = Some(Election {
-        namespace: "default".to_owned(),
-        lease: "apscli".to_owned(),
-        identity: "operator-1".to_owned(),
-        duration: Duration::from_secs(15),
-    });
-    let options = || Options {
-        election: election.clone(),
-        ..options()
-    };
-    let first = operate(&fake, options());
+    let first = operate(&fake, one_of_several());
     passes(1).await;
     let spec = json!({"template": {"a": node(&[])}, "podRetention": "Never"});
     fake.put("workflowruns", run(&spec));
@@ -1131,13 +1134,53 @@ async fn a_new_leader_keeps_the_names_of_pods_for_a_while() {
         ("Succeeded".to_owned(), 1)
     );
     first.dies();
-    operate(&fake, options());
+    operate(&fake, one_of_several());
     passes(55).await;
     assert_eq!(fake.count("pods"), 1);
     passes(10).await;
     assert_eq!(fake.count("pods"), 0);
     fake.calls();
     silence(&fake).await;
+}
+
+/// Nor those of pods that were deleted, by a cancel, with their run, or by somebody: all else goes on.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_keeps_the_names_of_deleted_pods_for_a_while() {
+    for by in ["cancel", "run", "somebody"] {
+        let fake = Fake::new();
+        operate(&fake, one_of_several());
+        passes(1).await;
+        let spec = json!({"template": {"a": node(&[])}, "onLost": "Retry"});
+        fake.put("workflowruns", run(&spec));
+        passes(1).await;
+        fake.pod_runs("a/1");
+        let name = fake.pod_name("a/1");
+        passes(1).await;
+        match by {
+            "cancel" => fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}})),
+            "run" => {
+                fake.delete("workflowruns", "r");
+                fake.collect_garbage();
+            }
+            _ => fake.delete("pods", &name),
+        }
+        passes(1).await;
+        fake.pod_stopped("a/1");
+        passes(50).await;
+        assert!(fake.pod("a/1").is_some(), "{by}");
+        match by {
+            "cancel" => assert_eq!(phase(&fake), "Cancelled"),
+            "run" => {}
+            _ => assert_eq!(phases(&fake), ["a Running Pending"]),
+        }
+        fake.calls();
+        passes(10).await;
+        let strips = fake.calls();
+        let strips = strips.iter().filter(|it| it.starts_with("strip"));
+        assert_eq!(strips.collect::<Vec<_>>(), ["strip pod a/1"], "{by}");
+        assert!(fake.pod("a/1").is_none(), "{by}");
+        silence(&fake).await;
+    }
 }
 
 /// A list that is older than what was told already has runs that are no more: they would be begun

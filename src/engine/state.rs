@@ -460,9 +460,9 @@ impl RunState {
         // The kubelet keeps the run's time too, and may be the first to say that it is over: by
         // the start that an earlier operator reckoned with, and could not put on record.
         if let Event::Ended { outcome, .. } = event
-            && let Ending::Killed(KillCause::Cancel(cause)) = outcome.ending
+            && let Ending::Killed(KillCause::Cancel(CancelCause::Timeout)) = outcome.ending
         {
-            self.cancelled.get_or_insert(cause);
+            self.cancelled.get_or_insert(CancelCause::Timeout);
         }
         Ok(())
     }

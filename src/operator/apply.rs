@@ -69,7 +69,7 @@ pub(super) enum Answer {
     CalledOff(Work),
     /// What stands under a pod's name and has its UID; none: it is gone.
     Looked(Work, Option<Box<Pod>>),
-    /// The finalizer of the pod with this UID is off, or the pod is gone.
+    /// The finalizer of the pod with this UID is off, or the pod is gone, or another is at it.
     Stripped(String),
     /// What the runner says of an attempt.
     Process(Work, Moved),
@@ -444,7 +444,7 @@ fn lacks_labels(pod: &Pod, run_uid: &str) -> bool {
 }
 
 /// Takes our finalizer off a pod, however long it takes; among the writes in flight of a context,
-/// where there is one, and not before names may be free.
+/// where there is one, and not before its name may be free. Not if another is at it.
 pub(super) async fn strip(
     pods: &Api<SlimPod>,
     mut pod: Pod,
@@ -457,8 +457,9 @@ pub(super) async fn strip(
             let Some(turn) = of.stripping.begin(pod.uid().unwrap_or_default()) else {
                 return;
             };
-            if Instant::now() < of.names_free {
-                tokio::time::sleep_until(of.names_free).await;
+            let free = of.name_free(&pod);
+            if Instant::now() < free {
+                tokio::time::sleep_until(free).await;
                 // Many may have waited for that.
                 *whose = Whose::House;
                 is_old = true;

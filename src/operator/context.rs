@@ -117,9 +117,7 @@ pub(super) struct Context {
     pub(super) image_volumes: super::delivery::ImageVolumes,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
-    /// When the name of a pod may be free again; until then our finalizer keeps it, whoever deleted the
-    /// pod. The create of a leader that is none any more may still be on its way, and would make that
-    /// pod once more.
+    /// When names of pods may be free again, see [`Context::name_free`].
     pub(super) names_free: Instant,
     pub(super) stripping: Stripping,
     /// Where processes are carried out.
@@ -138,7 +136,21 @@ impl Context {
         slot
     }
 
-    /// Likewise, behind others where nothing waits for it.
+    /// When the name of this pod may be free again. Until then our finalizer keeps it, whoever deleted
+    /// the pod: a create of a leader that is none any more may still be on its way, and would make that
+    /// pod once more. Nobody sends one for a pod that he can see, so the name of an old one is free at
+    /// once, however often leaders change.
+    pub(super) fn name_free(&self, pod: &Pod) -> Instant {
+        let Some(made) = pod.creation_timestamp() else {
+            return self.names_free;
+        };
+        let age = Duration::try_from(self.clock.now().duration_since(made.0)).unwrap_or_default();
+        // Twice, as clocks differ, and a view may be a little old.
+        let left = (2 * super::NAMES_KEPT).saturating_sub(age);
+        self.names_free.min(Instant::now() + left)
+    }
+
+    /// A place among the writes in flight, behind others where nothing waits for it.
     pub(super) async fn slots(
         &self,
         whose: Whose,

@@ -20,8 +20,9 @@ use crate::cluster;
 
 /// An operator that was built with the feature `broken-rules`.
 const OPERATOR: &str = "APSCLI_BROKEN_OPERATOR";
-/// How long a broken operator may stand still before that is what is wrong with it.
-const PATIENCE: Duration = Duration::from_secs(45);
+/// How long a broken operator may stand still before that is what is wrong with it: longer than a new
+/// leader keeps the names of pods.
+const PATIENCE: Duration = Duration::from_secs(100);
 /// How many rules are tried at once.
 const AT_ONCE: usize = 5;
 

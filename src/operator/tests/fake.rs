@@ -436,6 +436,14 @@ impl Fake {
         self.pod_key(attempt).2
     }
 
+    /// A pod was made at another time; its next event says so.
+    pub fn pod_was_made_at(&self, attempt: &str, time: &str) {
+        let key = self.pod_key(attempt);
+        if let Some(pod) = self.state().objects.get_mut(&key) {
+            pod["metadata"]["creationTimestamp"] = json!(time);
+        }
+    }
+
     /// A pod gets a node and runs.
     pub fn pod_runs(&self, attempt: &str) {
         let key = self.pod_key(attempt);

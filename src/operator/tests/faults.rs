@@ -1183,6 +1183,33 @@ async fn a_new_leader_keeps_the_names_of_deleted_pods_for_a_while() {
     }
 }
 
+/// However often leaders change: what all of them could see, none has sent a create for.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_gives_back_the_name_of_an_old_pod() {
+    for (made, is_free) in [
+        ("2020-01-01T00:00:00Z", true),
+        ("2999-01-01T00:00:00Z", false),
+    ] {
+        let fake = Fake::new();
+        operate(&fake, one_of_several());
+        passes(1).await;
+        fake.put("workflowruns", one());
+        passes(1).await;
+        fake.pod_was_made_at("a/1", made);
+        fake.pod_runs("a/1");
+        fake.merge("workflowruns", "r", &json!({"spec": {"cancel": true}}));
+        passes(1).await;
+        fake.pod_stopped("a/1");
+        passes(1).await;
+        assert_eq!(phase(&fake), "Cancelled");
+        assert_eq!(fake.pod("a/1").is_none(), is_free);
+        passes(60).await;
+        assert!(fake.pod("a/1").is_none(), "for a minute at most");
+        fake.calls();
+        silence(&fake).await;
+    }
+}
+
 /// A list that is older than what was told already has runs that are no more: they would be begun
 /// anew, and their pods made once more.
 #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ use crate::cluster;
 const OPERATOR: &str = "APSCLI_BROKEN_OPERATOR";
 /// How long a broken operator may stand still before that is what is wrong with it: longer than a new
 /// leader keeps the names of pods.
-const PATIENCE: Duration = Duration::from_secs(100);
+const PATIENCE: Duration = Duration::from_secs(75);
 /// How many rules are tried at once.
 const AT_ONCE: usize = 5;
 

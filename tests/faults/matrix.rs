@@ -60,6 +60,25 @@ fn chosen(plans: Vec<Plan>, scenarios: &[Scenario]) -> Vec<Plan> {
     chosen
 }
 
+/// How often each scenario is run clean: its plans are of what comes about each time.
+const CLEAN_RUNS: usize = 4;
+
+/// The clean runs of each scenario that a plan may be of.
+fn clean_runs(scenarios: &[Scenario]) -> VecDeque<Plan> {
+    let only = setting("_ONLY").unwrap_or_default();
+    // Words that are of a scenario spare the others.
+    let named = |scenario: &Scenario| only.split(',').any(|word| scenario.name.contains(word));
+    let some = scenarios.iter().any(named);
+    let of = scenarios.iter().enumerate();
+    let of: Vec<usize> = of
+        .filter(|(_, scenario)| !some || named(scenario))
+        .map(|(index, _)| index)
+        .collect();
+    // How often a status is written depends on how fast all else is, and at first that is slow.
+    let rounds = (0..CLEAN_RUNS).flat_map(|_| of.iter().copied());
+    rounds.map(Plan::clean).collect()
+}
+
 /// Runs every scenario clean, then the plans, several at once, and prints the table.
 pub async fn run(client: Client) {
     let began = Instant::now();
@@ -69,16 +88,7 @@ pub async fn run(client: Client) {
     let workers = setting("_WORKERS").and_then(|text| text.parse().ok());
     let workers: usize = workers.unwrap_or(16);
     let scenarios = Arc::new(super::scenario::all());
-    let only = setting("_ONLY").unwrap_or_default();
-    // Words that are of a scenario spare the others.
-    let named = |scenario: &Scenario| only.split(',').any(|word| scenario.name.contains(word));
-    let some = scenarios.iter().any(named);
-    let mut queue = VecDeque::new();
-    for (index, scenario) in scenarios.iter().enumerate() {
-        if !some || named(scenario) {
-            queue.extend([Plan::clean(index), Plan::clean(index)]);
-        }
-    }
+    let queue = clean_runs(&scenarios);
     let results = setting("_RESULTS").map(PathBuf::from);
     let cleans: BTreeMap<usize, Vec<Came>> = BTreeMap::new();
     let (cleans, report) = (
@@ -96,13 +106,13 @@ pub async fn run(client: Client) {
         unchecked,
         {
             let cleans = Arc::clone(&cleans);
-            move |plan, came| {
+            move |plan, mut came: Came| {
                 let mut cleans = cleans.lock().unwrap();
                 let before = cleans.entry(plan.scenario).or_default();
-                before.push(came);
-                if let [first, second] = before.as_mut_slice() {
-                    second.compare(first);
+                if let Some(first) = before.first() {
+                    came.compare(first);
                 }
+                before.push(came);
             }
         },
     )

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::came::Came;
 use super::proxy::{Fault, Key, Refusal, Rule, Said, WatchFault};
-use super::scenario::{Scenario, Step};
+use super::scenario::Scenario;
 
 /// What goes wrong in one run of a scenario.
 #[derive(Clone, Debug)]
@@ -99,11 +99,6 @@ pub fn plans(index: usize, scenario: &Scenario, clean: &[Came]) -> Vec<Plan> {
     }
     let mut all = Vec::new();
     for (key, nth) in &points {
-        // A create that is held until the pod of its name has come, and gone with its run, makes it
-        // once more; a name can only fence as long as it is taken.
-        let deletes = |step: &Step| matches!(step, Step::DeleteRun);
-        let pods_go = scenario.steps.iter().any(deletes);
-        let unfenced = pods_go && key.verb == "create" && key.resource == "pods";
         let mut plan = |fault: String, what: Fault, deleted: Deleted, two: bool| {
             all.push(Plan {
                 scenario: index,
@@ -160,14 +155,12 @@ pub fn plans(index: usize, scenario: &Scenario, clean: &[Came]) -> Vec<Plan> {
             Deleted::None,
             false,
         );
-        if !unfenced {
-            plan(
-                "held before, two".to_owned(),
-                Fault::HoldBefore,
-                Deleted::None,
-                true,
-            );
-        }
+        plan(
+            "held before, two".to_owned(),
+            Fault::HoldBefore,
+            Deleted::None,
+            true,
+        );
         plan(
             "held unanswered, two".to_owned(),
             Fault::HoldUnanswered,

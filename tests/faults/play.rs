@@ -784,7 +784,6 @@ impl<'a> Play<'a> {
         all
     }
 
-    /// Deletes the run, and waits until nothing is left of it.
     /// Of two, one that could not renew its Lease in time, on a busy machine, ends as it should. Where
     /// both have, somebody has to be there.
     fn start_what_has_ended(&self) {
@@ -799,6 +798,7 @@ impl<'a> Play<'a> {
         }
     }
 
+    /// Deletes the run, and waits until nothing is left of it.
     async fn clean_up(&mut self) {
         self.delete_run().await;
         let at_once = DeleteParams::default().grace_period(0);

@@ -95,7 +95,7 @@ pub struct OperatorArgs {
     /// What a runner that is started as a child does where the kernel cannot do all of the sandbox
     #[arg(long, value_enum, value_name = "MODE", default_value = "required")]
     process_sandbox: SandboxMode,
-    /// After how many seconds without news of a running pod the API is asked for it, and how often for new runs
+    /// After how many seconds without news of a running pod the API is asked for it, and how often for new runs and the catalogue
     #[arg(long, value_name = "SECONDS", default_value = "900", value_parser = clap::value_parser!(u64).range(1..))]
     resync: u64,
     /// How log lines are written

@@ -188,12 +188,14 @@ pub(super) struct Hub {
 }
 
 /// A watch that goes on for ever; errors are told and tried again. Where it is the first list of
-/// `what` that fails, whoever asks for readiness hears why.
+/// `what` that fails, whoever asks for readiness hears why. With `anew`, everything is listed again
+/// each time that so long has passed: an event that no watch told is made good by that.
 pub(super) fn watch<K>(
     api: Api<K>,
     labels: Option<&str>,
     health: &Health,
     what: &'static str,
+    anew: Option<Duration>,
 ) -> impl Stream<Item = Event<K>> + use<K>
 where
     K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
@@ -204,18 +206,26 @@ where
         config = config.labels(labels);
     }
     let begin = move || watcher(api.clone(), config.clone()).boxed();
-    let begun = (begin(), health.clone(), 0);
+    let due = move || anew.map(|anew| Instant::now() + anew);
+    let begun = (begin(), due(), health.clone(), 0);
     futures::stream::unfold((begin, begun), move |(begin, begun)| async move {
-        let (mut events, health, mut failures) = begun;
+        let (mut events, mut again, health, mut failures) = begun;
         loop {
-            match events.next().await? {
+            let event = tokio::select! {
+                event = events.next() => event?,
+                () = at(again) => {
+                    (events, again) = (begin(), due());
+                    continue;
+                }
+            };
+            match event {
                 Ok(event) => {
                     // That a list begins does not say that it is answered. (The library's own
                     // backoff takes it for a success, and so would ask each second for ever.)
                     if !matches!(event, Event::Init) {
                         failures = 0;
                     }
-                    return Some((event, (begin, (events, health, failures))));
+                    return Some((event, (begin, (events, again, health, failures))));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "{what}: a watch was broken off; it is begun anew");

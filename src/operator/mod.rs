@@ -194,7 +194,7 @@ async fn work_with(
         let runs = apis(&client, &context.options.scope);
         let places = runs.len();
         for (place, api) in runs.into_iter().enumerate() {
-            let runs = watch(api, None, health, hub::RUNS);
+            let runs = watch(api, None, health, hub::RUNS, None);
             let runs = runs.take_while(|event| {
                 std::future::ready(!(broken::rule("11") && is_unreadable(event)))
             });
@@ -207,7 +207,7 @@ async fn work_with(
             .into_iter()
             .enumerate()
         {
-            let pods = watch(api, Some(&labels), health, hub::PODS);
+            let pods = watch(api, Some(&labels), health, hub::PODS, None);
             let pods = pods.map(move |event| Incoming::Pod(place, event));
             incoming.push(pods.boxed());
         }

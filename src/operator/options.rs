@@ -36,6 +36,7 @@ pub struct Options {
     /// How many creations and deletions of pods are in flight at once.
     pub max_writes: NonZeroUsize,
     /// How long a run may hear nothing of a pod that runs before it asks: a watch can miss an end.
+    /// As often it is asked for runs that are not known, and the catalogue is listed anew.
     pub resync: Duration,
     /// Whose nodes may be processes beside the operator.
     pub processes: Processes,

@@ -114,12 +114,13 @@ pub(super) fn start(
     health: &Health,
 ) -> (Shelves, impl FnOnce(Arc<Context>) -> Work + use<>) {
     let scope = with_shared(options);
+    let anew = Some(options.resync);
     let mut services = Vec::new();
     let mut watched_services = Vec::new();
     for api in super::apis::<Guarded>(client, &scope) {
         let (store, writer) = reflector::store();
         services.push(store.clone());
-        let changes = watch(api, None, health, SERVICES).map(slim).map(Ok);
+        let changes = watch(api, None, health, SERVICES, anew).map(slim).map(Ok);
         watched_services.push((store, reflector::reflector(writer, changes).boxed()));
     }
     let mut config_maps = Vec::new();
@@ -127,7 +128,7 @@ pub(super) fn start(
     for api in super::apis::<ConfigMap>(client, &scope) {
         let (store, writer) = reflector::store();
         config_maps.push(store);
-        let changes = watch(api, Some(cluster::LABEL), health, CONFIG_MAPS);
+        let changes = watch(api, Some(cluster::LABEL), health, CONFIG_MAPS, anew);
         let changes = changes.map(slim).map(Ok);
         watched_maps.push(reflector::reflector(writer, changes).boxed());
     }
@@ -233,10 +234,9 @@ async fn reconcile(service: Arc<Guarded>, context: Arc<Context>) -> kube::Result
     context.metrics.turned("services", begun.elapsed());
     match done {
         Ok(()) => Ok(Action::await_change()),
-        // Gone, or changed meanwhile: then there is news of it on the way.
-        Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {
-            Ok(Action::await_change())
-        }
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Action::await_change()),
+        // Changed meanwhile, and then news of it is on the way. Or it is any other conflict.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Action::requeue(LATER)),
         // Said again, it is refused again.
         Err(kube::Error::Api(status)) if [400, 413, 422].contains(&status.code) => {
             let name = service.name_any();

@@ -206,7 +206,7 @@ async fn try_to(
         number
     };
     for _ in 0..2 {
-        let came = play(&kept, scenario, &Plan::clean(index), next()).await;
+        let came = play(&kept, scenario, &Plan::clean(index, scenario), next()).await;
         cleans.push(came);
     }
     let [first, second] = cleans.as_mut_slice() else {
@@ -215,11 +215,11 @@ async fn try_to(
     second.compare(first);
     wrong.extend(first.differences.iter().chain(&second.differences).cloned());
     let mut chosen = plans(index, scenario, &cleans);
-    chosen.push(Plan::clean(index));
+    chosen.push(Plan::clean(index, scenario));
     chosen.retain(|plan| plan.fault == breach.fault && plan.at.contains(breach.at));
     if breach.fault != "none" {
         // First without the fault, which alone brings it out.
-        chosen.insert(0, Plan::clean(index));
+        chosen.insert(0, Plan::clean(index, scenario));
     }
     let mut noticed = None;
     for plan in &chosen {

@@ -3,7 +3,7 @@
 //!
 //! Must not change anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
@@ -19,6 +19,8 @@ pub const PLACE: &str = "@EFFECTS@";
 #[derive(Default)]
 struct Inner {
     did: BTreeMap<String, usize>,
+    /// Attempts that did their work, as they are on record.
+    attempts: BTreeSet<(String, u64)>,
     open: usize,
     wrong: Vec<String>,
 }
@@ -77,6 +79,7 @@ impl Effects {
     /// How often each node did its work since this was last asked, and what was wrong with that.
     pub fn take(&self) -> (BTreeMap<String, usize>, Vec<String>) {
         let mut inner = self.inner.lock().unwrap();
+        inner.attempts.clear();
         (
             std::mem::take(&mut inner.did),
             std::mem::take(&mut inner.wrong),
@@ -97,11 +100,15 @@ async fn hear(stream: TcpStream, inner: Arc<Mutex<Inner>>, client: Client, names
             let nodes = run.data["status"]["nodes"].as_array().cloned();
             let entry = nodes.into_iter().flatten().find(|it| it["name"] == *node);
             let entry = entry.unwrap_or_default();
-            let begun = entry["attempt"].is_u64() && entry["reason"] != "Queued";
-            if !begun {
-                let wrong = format!("{node} did its work and is on record as {entry}");
-                inner.lock().unwrap().wrong.push(wrong);
-            }
+            let attempt = entry["attempt"].as_u64();
+            let attempt = attempt.filter(|_| entry["reason"] != "Queued");
+            let mut inner = inner.lock().unwrap();
+            let wrong = match attempt {
+                None => Some(format!("{node} did its work and is on record as {entry}")),
+                Some(attempt) if inner.attempts.insert((node.clone(), attempt)) => None,
+                Some(attempt) => Some(format!("{node}/{attempt} did its work twice")),
+            };
+            inner.wrong.extend(wrong);
         }
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest).await;

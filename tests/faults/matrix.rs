@@ -44,6 +44,7 @@ fn chosen(plans: Vec<Plan>, scenarios: &[Scenario]) -> Vec<Plan> {
         });
         usize::try_from(hash >> 33).unwrap()
     };
+    let mut left_out = Vec::new();
     let mut chosen = plans;
     chosen.retain(|plan| {
         if !only.split(',').all(|word| words(plan).contains(word)) {
@@ -52,8 +53,22 @@ fn chosen(plans: Vec<Plan>, scenarios: &[Scenario]) -> Vec<Plan> {
         // One run of hundreds of pods costs as much as dozens of small ones.
         let large = scenarios[plan.scenario].sample.is_some() && only.is_empty();
         let every = if large { every * 8 } else { every };
-        hash(plan) % every == part % every
+        let is_chosen = hash(plan) % every == part % every;
+        if !is_chosen {
+            left_out.push(plan.clone());
+        }
+        is_chosen
     });
+    // Of each scenario and of each fault there is one at least.
+    left_out.sort_by_cached_key(hash);
+    for plan in left_out {
+        let lacks = |is: fn(&Plan, &Plan) -> bool| !chosen.iter().any(|it| is(it, &plan));
+        if lacks(|one, other| one.scenario == other.scenario)
+            || lacks(|one, other| one.fault == other.fault)
+        {
+            chosen.push(plan);
+        }
+    }
     // As many of each kind as may be, wherever it has to stop; and those that wait long beside
     // those that do not.
     chosen.sort_by_cached_key(|plan| hash(plan).reverse_bits());
@@ -76,7 +91,9 @@ fn clean_runs(scenarios: &[Scenario]) -> VecDeque<Plan> {
         .collect();
     // How often a status is written depends on how fast all else is, and at first that is slow.
     let rounds = (0..CLEAN_RUNS).flat_map(|_| of.iter().copied());
-    rounds.map(Plan::clean).collect()
+    rounds
+        .map(|index| Plan::clean(index, &scenarios[index]))
+        .collect()
 }
 
 /// Runs every scenario clean, then the plans, several at once, and prints the table.
@@ -169,6 +186,12 @@ pub async fn run(client: Client) {
     let report = report.lock().unwrap();
     let runs = report.print(&scenarios, began.elapsed());
     assert!(runs > 0, "no fault came about");
+    let settings = ["_ONLY", "_EVERY", "_MINUTES"];
+    if settings.iter().all(|name| setting(name).is_none()) {
+        // What never comes about tells nothing.
+        let unreached = report.unreached(&scenarios);
+        assert!(unreached.is_empty(), "no plan came about of {unreached:?}");
+    }
     assert!(report.failures.is_empty(), "logs are in {}", logs.display());
     let _ = std::fs::remove_dir_all(&logs);
 }

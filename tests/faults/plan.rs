@@ -34,14 +34,14 @@ pub enum Deleted {
 }
 impl Plan {
     /// A plan in which nothing goes wrong.
-    pub fn clean(scenario: usize) -> Self {
+    pub fn clean(index: usize, scenario: &Scenario) -> Self {
         Self {
-            scenario,
+            scenario: index,
             fault: "none".to_owned(),
             at: String::new(),
             rule: None,
             deleted: Deleted::None,
-            two: false,
+            two: scenario.elected,
         }
     }
 
@@ -86,7 +86,7 @@ pub fn plans(index: usize, scenario: &Scenario, clean: &[Came]) -> Vec<Plan> {
     let mut points: Vec<(Key, usize)> = first.ledger.writes.clone();
     points.retain(|point| {
         let everywhere = others.iter().all(|it| it.ledger.writes.contains(point));
-        everywhere && point.0.resource != "leases"
+        everywhere && scenario.elected == (point.0.resource == "leases")
     });
     if let Some(most) = scenario.sample {
         let creates = points.iter().filter(|it| it.0.resource == "pods").count();
@@ -120,7 +120,7 @@ pub fn plans(index: usize, scenario: &Scenario, clean: &[Came]) -> Vec<Plan> {
                 continue;
             }
             plan(name.to_owned(), what, Deleted::None, false);
-            if !scenario.processes {
+            if !scenario.processes && !scenario.elected {
                 let name = format!("{name}, pods deleted");
                 plan(name, what, Deleted::Ended, false);
             }
@@ -175,7 +175,12 @@ pub fn plans(index: usize, scenario: &Scenario, clean: &[Came]) -> Vec<Plan> {
             true,
         );
     }
-    if scenario.pods_taken {
+    if scenario.elected {
+        for plan in &mut all {
+            plan.two = true;
+        }
+    }
+    if scenario.pods_taken || scenario.elected {
         return all;
     }
     let told = |resource: &str| {
@@ -217,6 +222,20 @@ pub fn plans(index: usize, scenario: &Scenario, clean: &[Came]) -> Vec<Plan> {
             }
         }
     }
+    all.push(Plan {
+        scenario: index,
+        fault: "all of it swallowed".to_owned(),
+        at: "run r".to_owned(),
+        rule: Some(Rule::Event {
+            resource: "workflowruns".to_owned(),
+            name: "r".to_owned(),
+            said: Said::Anything,
+            nth: 1,
+            fault: WatchFault::Swallow,
+        }),
+        deleted: Deleted::None,
+        two: false,
+    });
     let titles: Vec<String> = clean
         .iter()
         .flat_map(|came| &came.pods)

@@ -106,6 +106,8 @@ pub struct Play<'a> {
     pub uids: Vec<String>,
     /// Names and UIDs of pods that somebody made in the place of ours.
     squatters: Vec<(String, String)>,
+    /// The pods that were made until all was over.
+    made: Option<BTreeMap<(String, String), usize>>,
     at_kill: Arc<Mutex<Option<AtKill>>>,
     /// Since when a leader that was held up goes on.
     goes_on: Arc<Mutex<Option<Instant>>>,
@@ -128,14 +130,15 @@ pub async fn play(place: &Place, scenario: &Scenario, plan: &Plan, number: usize
     }
     let end = play.until_over(plan).await;
     let mut fired = play.operators[0].1.ledger().fired > 0 || plan.rule.is_none();
-    if plan.deleted == Deleted::All {
-        // Where all had ended, nothing was taken.
+    if plan.deleted != Deleted::None {
+        // Where there was none, nobody deleted any; and where all had ended, nothing was taken.
         let at_kill = play.at_kill.lock().unwrap();
         let mut ends = at_kill.iter().flat_map(|it| it.pods.values());
-        fired &= ends.any(|ended_well| !ended_well);
+        fired &= ends.any(|ended_well| plan.deleted == Deleted::Ended || !ended_well);
     }
     let ledger = play.ledger();
     let pods = play.pods(&ledger).await;
+    play.made = Some(ledger.made.clone());
     play.pods_are_let_go().await;
     play.squatters_stand().await;
     let (did, wrong) = place.effects.take();
@@ -219,6 +222,7 @@ impl<'a> Play<'a> {
             operators,
             uids: Vec::new(),
             squatters: Vec::new(),
+            made: None,
             at_kill: Arc::default(),
             goes_on: Arc::default(),
             log: log.to_owned(),
@@ -252,6 +256,11 @@ impl<'a> Play<'a> {
         if let Some(keeper) = keeper {
             keeper.abort();
             let _ = keeper.await;
+        }
+        let made = self.ledger().made;
+        if self.made.as_ref().is_some_and(|before| *before != made) {
+            let why = format!("pods made after all was over: {made:?}");
+            self.differences.push(why);
         }
         if let [(operator, _)] = self.operators.as_slice() {
             operator.lives();
@@ -677,8 +686,38 @@ impl<'a> Play<'a> {
             let why = "the operator is not there at the end".to_owned();
             self.differences.push(why);
         }
+        self.services_are_checked().await;
         sleep(QUIET).await;
         self.end_state().await
+    }
+
+    /// Each service that the scenario has made says what its last change has come to.
+    async fn services_are_checked(&mut self) {
+        let services = api(
+            &self.place.client,
+            &self.place.namespace,
+            "apscli.dev",
+            "v1alpha1",
+            "Service",
+        );
+        let every = kube::api::ListParams::default();
+        let deadline = Instant::now() + self.place.patience;
+        loop {
+            let found = insist(|| services.list(&every)).await.unwrap().items;
+            let is_checked = |service: &DynamicObject| {
+                let seen = service.data["status"]["observedGeneration"].as_i64();
+                seen.is_some() && seen == service.metadata.generation
+            };
+            if found.iter().all(is_checked) {
+                return;
+            }
+            if Instant::now() > deadline {
+                let why = "not all services are checked".to_owned();
+                self.differences.push(why);
+                return;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     fn said(&self) -> usize {
@@ -729,6 +768,7 @@ impl<'a> Play<'a> {
         let mut end = json!({
             "runs": list("WorkflowRun").await,
             "pages": list("WorkflowRunPage").await,
+            "services": list("Service").await,
         });
         self.recorded_are_there(&end).await;
         let mut words = self.uids.clone();

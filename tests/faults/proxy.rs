@@ -304,9 +304,12 @@ impl Proxy {
         self.shared.inner.lock().unwrap().garbled.push(object);
     }
 
-    /// Whether writes have arrived that have not gone their way; but for those of Leases.
+    /// Whether writes have arrived that have not gone their way (but for those of Leases), or events
+    /// that are not told yet.
     pub fn is_busy(&self) -> bool {
-        self.shared.inner.lock().unwrap().in_flight > 0
+        let inner = self.shared.inner.lock().unwrap();
+        let is_frozen = (inner.frozen.values()).any(|until| *until > Instant::now());
+        inner.in_flight > 0 || is_frozen
     }
 
     /// Lets what is held go on.
@@ -421,6 +424,8 @@ async fn call(shared: Arc<Shared>, request: Request<Incoming>, generation: u64) 
     if key.verb == "list" && !metadata_only {
         let stale = shared.inner.lock().unwrap().stale.remove(&key.resource);
         if let Some(stale) = stale {
+            // Not before: an operator may end first, or ask for nothing more.
+            shared.inner.lock().unwrap().ledger.fired += 1;
             return Some(whole(StatusCode::OK, stale));
         }
     }
@@ -709,7 +714,8 @@ impl Inner {
             if *seen != *nth {
                 continue;
             }
-            self.ledger.fired += 1;
+            let is_told_later = matches!(fault, WatchFault::Stale | WatchFault::Older);
+            self.ledger.fired += usize::from(!is_told_later);
             fate = match *fault {
                 WatchFault::Freeze(time) => {
                     let until = Instant::now() + time;

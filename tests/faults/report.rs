@@ -47,6 +47,13 @@ pub struct Report {
     differed: usize,
 }
 
+/// Its place in `GROUPS`.
+fn group_of(fault: &str) -> usize {
+    let is_of = |(_, of): &(&str, &[&str])| of.iter().any(|it| fault.contains(it));
+    let group = GROUPS.iter().position(is_of);
+    group.expect("each fault is of a group")
+}
+
 const OK: &str = "ok";
 const DIFFERS: &str = "differs";
 
@@ -142,6 +149,21 @@ impl Report {
         }
     }
 
+    /// Scenarios and groups of faults of which there were plans, and none came about. (Of a sample
+    /// there may be one plan of a group.)
+    pub fn unreached(&self, scenarios: &[Scenario]) -> Vec<String> {
+        let mut runs: BTreeMap<String, usize> = BTreeMap::new();
+        let rows = self.rows.iter();
+        let whole = rows.filter(|((scenario, _), _)| scenarios[*scenario].sample.is_none());
+        for ((scenario, fault), row) in whole {
+            let group = GROUPS[group_of(fault)].0;
+            *(runs.entry(format!("{} / {group}", scenarios[*scenario].name))).or_default() +=
+                row.runs;
+        }
+        let unreached = runs.into_iter().filter(|(_, runs)| *runs == 0);
+        unreached.map(|(of, _)| of).collect()
+    }
+
     /// Prints the table, and gives back how many plans were carried out.
     pub fn print(&self, scenarios: &[Scenario], took: Duration) -> usize {
         println!(
@@ -190,11 +212,12 @@ impl Report {
         for (index, scenario) in scenarios.iter().enumerate() {
             let rows = self.rows.iter().filter(|((it, _), _)| *it == index);
             let (mut cells, mut not_reached) = ([(0, 0); GROUPS.len()], 0);
+            let mut rows = rows.peekable();
+            if rows.peek().is_none() {
+                continue;
+            }
             for ((_, fault), row) in rows {
-                let group = GROUPS
-                    .iter()
-                    .position(|(_, of)| of.iter().any(|it| fault.contains(it)));
-                let (ok, runs) = &mut cells[group.expect("each fault is of a group")];
+                let (ok, runs) = &mut cells[group_of(fault)];
                 (*ok, *runs) = (*ok + row.ok, *runs + row.runs);
                 not_reached += row.not_reached;
             }
@@ -202,7 +225,7 @@ impl Report {
                 0 => String::new(),
                 _ => format!("{ok}/{runs}"),
             });
-            let name = scenario.name;
+            let name = scenario.name.replace('|', "\\|");
             let _ = writeln!(text, "| {name} | {} | {not_reached} |", cells.join(" | "));
         }
         text

@@ -65,6 +65,9 @@ pub struct Scenario {
     /// Whether all that goes wrong is that the operator is killed, and all pods are deleted before
     /// it is there again.
     pub pods_taken: bool,
+    /// Whether two operators stand for election all the time, and what goes wrong does so at their
+    /// Lease.
+    pub elected: bool,
 }
 
 fn node_of(prev: &[&str], cmd: &str) -> Value {
@@ -153,6 +156,7 @@ pub fn plain_scenario(name: &'static str, run: Value, ends: &'static str) -> Sce
         garbled: Vec::new(),
         processes: false,
         pods_taken: false,
+        elected: false,
     }
 }
 
@@ -360,6 +364,15 @@ pub fn all() -> Vec<Scenario> {
         pods_taken("pods taken, onLost: Retry", json!({"onLost": "Retry"})),
         processes("processes", json!({})),
         processes("processes, onLost: Retry", json!({"onLost": "Retry"})),
+        Scenario {
+            elected: true,
+            // It lasts until the Lease was renewed.
+            ..plain_scenario(
+                "the Lease",
+                run(json!({"template": abc()}), &[("seconds", "4")]),
+                "Succeeded",
+            )
+        },
     ]
 }
 

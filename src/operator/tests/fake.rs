@@ -67,6 +67,7 @@ struct Rule {
 /// The line of a look through all pods.
 const LOOK: &str = "look through pods";
 const SURVEY: &str = "look through runs";
+const CATALOGUE: [&str; 2] = ["list configmaps", "list services"];
 
 struct Watcher {
     resource: String,
@@ -196,12 +197,23 @@ impl Fake {
         Client::new(calls.layer(service), "default")
     }
 
-    /// What was called since the last time, watches left out, and looks through all pods, which
-    /// nothing is done for and which come in their own time.
+    /// What was called since the last time, watches left out, and what comes in its own time and for
+    /// nothing: looks through all pods and runs, and new lists of the catalogue.
     pub fn calls(&self) -> Vec<String> {
         let mut calls = std::mem::take(&mut self.state().calls);
-        calls.retain(|call| call != LOOK && call != SURVEY);
+        let starts = calls.iter().any(|call| call == "list workflowruns");
+        let is_timely =
+            |call: &str| [LOOK, SURVEY].contains(&call) || CATALOGUE.contains(&call) && !starts;
+        calls.retain(|call| !is_timely(call));
         calls
+    }
+
+    /// How often the catalogue was listed, in all.
+    pub fn catalogues(&self) -> usize {
+        let state = self.state();
+        let calls = state.calls.iter();
+        let lists = calls.filter(|call| CATALOGUE.contains(&call.as_str()));
+        lists.count() / CATALOGUE.len()
     }
 
     /// How often all pods were looked through since anything was called for the last time.

@@ -954,8 +954,52 @@ async fn a_run_that_no_watch_ever_tells_is_found_in_time() {
     // It is known now, and it is over.
     fake.calls();
     passes(3600).await;
-    assert_eq!(fake.surveys(), 4);
+    assert_eq!((fake.surveys(), fake.catalogues()), (4, 4));
     assert_eq!(fake.calls(), [""; 0]);
+}
+
+/// The catalogue is listed anew from time to time.
+#[tokio::test(start_paused = true)]
+async fn a_change_of_a_service_that_no_watch_ever_tells_is_found_in_time() {
+    let fake = started().await;
+    let service = |node_name: &str| {
+        json!({"metadata": {"name": "s"}, "spec": {"fqsn": "some.service", "versions": [
+            {"version": "1.0", "template": {node_name: node(&[])}}]}})
+    };
+    fake.put("services", service("a"));
+    passes(1).await;
+    fake.hold_watch("services");
+    fake.merge("services", "s", &service("z"));
+    silence(&fake).await;
+    passes(1000).await;
+    fake.put("workflowruns", run(&json!({"fqsn": "some.service"})));
+    passes(1).await;
+    assert!(fake.created().contains_key("z/1"));
+}
+
+/// Any conflict is tried again: that the object was changed, and is told of, is but one.
+#[tokio::test(start_paused = true)]
+async fn a_status_of_a_service_that_meets_a_conflict_is_written_later() {
+    let fake = started().await;
+    for versions in [
+        json!([{"version": "1", "template": {"a": node(&[])}}]),
+        json!("many"),
+    ] {
+        let name = format!("s{}", versions.is_string());
+        let conflict = Act::Refuse(409, "Conflict", "try again");
+        fake.rule("patch services", 1, conflict);
+        fake.put(
+            "services",
+            json!({"metadata": {"name": name}, "spec": {"fqsn": "some.service", "versions": versions}}),
+        );
+        passes(1).await;
+        let status = |fake: &Fake| fake.get("services", &name).unwrap()["status"].clone();
+        assert!(status(&fake).is_null());
+        passes(60).await;
+        assert!(status(&fake)["conditions"].is_array());
+    }
+    fake.calls();
+    silence(&fake).await;
 }
 
 /// API servers before 1.31 refuse to select by a field; a survey that fails is made again in time.

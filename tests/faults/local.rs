@@ -117,6 +117,21 @@ fn resume(place: &Place, what: &str, retry: bool) {
     );
 }
 
+/// A run that was killed before its journal had a header has done nothing, says so, and can be started
+/// again in its place.
+fn starts_again(place: &Place, what: &str) {
+    assert!(recorded(place, "started").is_empty(), "{what}");
+    assert_eq!(did(place), BTreeMap::new(), "{what}");
+    let resumed = place.apscli(&["run", "--resume", "run"]);
+    assert_eq!(resumed.status, 2, "{what}");
+    let says = "this run was killed before it had begun, and nothing of it was done";
+    assert!(resumed.stderr.contains(says), "{what}: {}", resumed.stderr);
+    let again = place.apscli(&RUN);
+    assert_eq!(again.status, 0, "{what}: {}", again.stderr);
+    let once = NODES.map(|node| (node.to_owned(), 1)).into();
+    assert_eq!(did(place), once, "{what}");
+}
+
 /// Where the records of a whole run's journal end, in bytes; the header's end is the first.
 fn ends() -> Vec<usize> {
     let place = place();
@@ -138,6 +153,10 @@ fn a_run_killed_at_any_write_of_its_journal_resumes() {
     assert_eq!(ends.len(), 1 + 1 + 2 * NODES.len());
     let mut kills = 0;
     let mut places = Vec::new();
+    // The header first: nothing of it, its middle, and all of it but the line feed.
+    for limit in [0, ends[0] / 2, ends[0] - 1] {
+        places.push((limit, false));
+    }
     for pair in ends.windows(2) {
         // Before the record, in its middle, and all of it but the line feed.
         for limit in [pair[0], usize::midpoint(pair[0], pair[1]), pair[1] - 1] {
@@ -171,7 +190,11 @@ fn a_run_killed_at_any_write_of_its_journal_resumes() {
         }
         let length = fs::metadata(place.path("run/journal.jsonl")).unwrap().len();
         assert_eq!(usize::try_from(length).unwrap(), limit, "{what}");
-        resume(&place, &what, retry);
+        if limit < ends[0] {
+            starts_again(&place, &what);
+        } else {
+            resume(&place, &what, retry);
+        }
         kills += 1;
     }
     assert!(kills >= 50, "{kills}");

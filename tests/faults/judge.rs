@@ -9,14 +9,25 @@ use serde_json::Value;
 
 use super::scenario::Scenario;
 
+/// How a pod that was deleted has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// By itself.
+    Well,
+    /// It was stopped.
+    Stopped,
+    /// By itself, just when it was to be stopped: a busy fake kubelet may say both, one after the
+    /// other, and whoever looks sees either.
+    Either,
+}
+
 /// What was there when the operator was killed.
 #[derive(Clone, Debug)]
 pub struct AtKill {
     /// The run as it was on record.
     pub record: Value,
-    /// The pods that somebody deleted before it was there again, by `NODE/ATTEMPT`, and whether
-    /// they ended by themselves all the same.
-    pub pods: BTreeMap<String, bool>,
+    /// The pods that somebody deleted before it was there again, by `NODE/ATTEMPT`.
+    pub pods: BTreeMap<String, Ended>,
 }
 
 /// What has to come of a diamond.
@@ -137,10 +148,19 @@ impl Judged {
             };
         }
         match at_kill.pods.get(&format!("{name}/1")) {
-            Some(false) if self.retried => node.went_well(2) && node.count == 2,
-            Some(false) => node.is_lost() && node.count == 1,
+            Some(Ended::Stopped) => self.is_lost(node),
+            Some(Ended::Either) => self.is_lost(node) || node.is_as_ever(),
             // What a pod has ended with stays readable until it is on record.
-            Some(true) | None => node.is_as_ever(),
+            Some(Ended::Well) | None => node.is_as_ever(),
+        }
+    }
+
+    /// As a node has to end whose pod was stopped.
+    fn is_lost(&self, node: &Node) -> bool {
+        if self.retried {
+            node.went_well(2) && node.count == 2
+        } else {
+            node.is_lost() && node.count == 1
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Must not know how a fault is made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use super::came::{Came, Pods, mask};
 use super::effects::Effects;
-use super::judge::{AtKill, Judged};
+use super::judge::{AtKill, Ended, Judged};
 use super::plan::{Deleted, Plan};
 use super::process::{Launch, Operator};
 use super::proxy::{Fault, Ledger, Proxy, Rule, WatchFault};
@@ -134,7 +134,7 @@ pub async fn play(place: &Place, scenario: &Scenario, plan: &Plan, number: usize
         // Where there was none, nobody deleted any; and where all had ended, nothing was taken.
         let at_kill = play.at_kill.lock().unwrap();
         let mut ends = at_kill.iter().flat_map(|it| it.pods.values());
-        fired &= ends.any(|ended_well| plan.deleted == Deleted::Ended || !ended_well);
+        fired &= ends.any(|ended| plan.deleted == Deleted::Ended || *ended != Ended::Well);
     }
     let ledger = play.ledger();
     let pods = play.pods(&ledger).await;
@@ -931,11 +931,13 @@ async fn end_pod(client: &Client, namespace: &str, name: &str, code: i32) {
 }
 
 /// Deletes pods of a namespace. Gives back how those that were deleted have ended, which their
-/// finalizer keeps readable: by `NODE/ATTEMPT`, whether by themselves.
-async fn delete_pods(client: &Client, namespace: &str, which: Deleted) -> BTreeMap<String, bool> {
+/// finalizer keeps readable, by `NODE/ATTEMPT`.
+async fn delete_pods(client: &Client, namespace: &str, which: Deleted) -> BTreeMap<String, Ended> {
     let pods = pods(client, namespace);
     let every = kube::api::ListParams::default();
-    let mut ended_well = BTreeMap::new();
+    let mut ends = BTreeMap::new();
+    // Those that had not ended when they were deleted.
+    let mut stopped = BTreeSet::new();
     // What has not ended yet is looked at again.
     let mut again = which != Deleted::None;
     let deadline = Instant::now() + STUCK;
@@ -954,18 +956,24 @@ async fn delete_pods(client: &Client, namespace: &str, which: Deleted) -> BTreeM
                 again = true;
                 sleep(Duration::from_millis(20)).await;
             } else if pod.metadata.deletion_timestamp.is_none() {
+                stopped.extend(pod.uid().filter(|_| !ended));
                 let _ = pods.delete(&pod.name_any(), &DeleteParams::default()).await;
                 again = true;
             } else if ended || value["spec"]["nodeName"].is_null() {
-                let well = phase == "Succeeded";
-                ended_well.extend(witness::title(&value).map(|title| (title, well)));
+                let was_stopped = pod.uid().is_some_and(|uid| stopped.contains(&uid));
+                let how = match (phase, was_stopped) {
+                    ("Succeeded", false) => Ended::Well,
+                    ("Succeeded", true) => Ended::Either,
+                    _ => Ended::Stopped,
+                };
+                ends.extend(witness::title(&value).map(|title| (title, how)));
             } else {
                 again = true;
                 sleep(Duration::from_millis(20)).await;
             }
         }
     }
-    ended_well
+    ends
 }
 
 /// A fake kubelet that stops a pod just as it ends says both, one after the other.

@@ -6,8 +6,8 @@
 //! than starting a process): a crash of the whole machine may lose the last moments.
 //!
 //! A last line without its line feed was cut by a kill: it is dropped, and what it recorded was
-//! not begun. Where that is the first line, nothing of the run was, and a new run may take its place.
-//! Anything else that cannot be read is an error: the journal is never guessed at.
+//! not begun. Anything else that cannot be read is an error: the journal is never guessed at. (Nor is
+//! one that is empty: a crash of the machine may leave that of a run that had begun.)
 //!
 //! Two locks keep runs apart. That of the journal itself says that an apscli is at it; that of
 //! `guard.lock` stays with the guard process until everything that a killed apscli had started is
@@ -17,7 +17,7 @@
 
 use std::borrow::Cow;
 use std::fs::{File, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -286,8 +286,8 @@ pub enum JournalError {
     /// A run was recorded here already.
     #[error("{}: a run is recorded here already; use --resume to go on with it, or another folder", .0.display())]
     Exists(PathBuf),
-    /// A kill cut its first record.
-    #[error("{}: this run was killed before it had begun, and nothing of it was done; start it again as it was started", .0.display())]
+    /// It has no whole record.
+    #[error("{}: nothing is recorded here: apscli was killed before the run had begun, and nothing was done, unless the machine went down with it; start it again in another folder", .0.display())]
     NotBegun(PathBuf),
     /// It cannot be read.
     #[error("{}:{line}: {message}", path.display())]
@@ -345,32 +345,22 @@ impl Journal {
     /// Begins the journal of a new run. Only its owner can read it: parameters may be secret.
     pub fn create(dir: &Path, header: &Header) -> Result<Self, JournalError> {
         let path = path(dir);
-        let io_error = |source| JournalError::Io {
-            path: path.clone(),
-            what: "cannot create the journal",
-            source,
-        };
-        let file = File::options()
-            .read(true)
+        let opened = File::options()
             .append(true)
-            .create(true)
+            .create_new(true)
             .mode(0o600)
-            .open(&path)
-            .map_err(io_error)?;
-        let is_free = |mut file: &File| {
-            let mut bytes = Vec::new();
-            file.rewind().and_then(|()| file.read_to_end(&mut bytes))?;
-            Ok(is_cut_header(&bytes))
+            .open(&path);
+        let file = match opened {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(JournalError::Exists(path));
+            }
+            opened => opened.map_err(|source| JournalError::Io {
+                path: path.clone(),
+                what: "cannot create the journal",
+                source,
+            })?,
         };
-        if !is_free(&file).map_err(io_error)? {
-            return Err(JournalError::Exists(path));
-        }
-        let mut journal = Self::locked(dir, path.clone(), file)?;
-        // Another one may have had the lock before.
-        if !is_free(&journal.file).map_err(io_error)? {
-            return Err(JournalError::Exists(path));
-        }
-        journal.file.set_len(0).map_err(io_error)?;
+        let mut journal = Self::locked(dir, path, file)?;
         journal.line(header)?;
         journal.flush()?;
         Ok(journal)
@@ -492,8 +482,7 @@ impl Journal {
 /// How the first line begins.
 const FIRST: &[u8] = br#"{"journal_format":"#;
 
-/// Whether this is nothing, or a part of a header: what a run leaves that was killed before its first
-/// record was whole.
+/// Whether this is nothing, or a part of a header.
 fn is_cut_header(bytes: &[u8]) -> bool {
     (bytes.starts_with(FIRST) || FIRST.starts_with(bytes)) && !bytes.contains(&b'\n')
 }
@@ -724,6 +713,17 @@ mod tests {
             journal.flush().unwrap();
             assert_eq!(std::fs::read(path(dir.path())).unwrap(), bytes);
         }
+        for cut in 0..ends[0] {
+            std::fs::write(path(dir.path()), &bytes[..cut]).unwrap();
+            let opened = Journal::open(dir.path());
+            assert!(matches!(opened, Err(JournalError::NotBegun(_))), "{cut}");
+            assert_eq!(std::fs::read(path(dir.path())).unwrap(), bytes[..cut]);
+        }
+        for other in ["some words", "{\"journal\":", "\n"] {
+            std::fs::write(path(dir.path()), other).unwrap();
+            let error = Journal::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(":1: this is no journal"), "{error}");
+        }
     }
 
     /// It waited for ever, as a run that has not begun has nothing to do.
@@ -757,29 +757,6 @@ mod tests {
         drop(journal);
         assert!(Journal::open(dir.path()).is_ok());
         drop(guard);
-    }
-
-    #[test]
-    fn a_run_that_was_killed_before_its_header_was_whole_makes_room() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = path(dir.path());
-        drop(Journal::create(dir.path(), &header()).unwrap());
-        let whole = std::fs::read(&path).unwrap();
-        for cut in 0..whole.len() {
-            std::fs::write(&path, &whole[..cut]).unwrap();
-            let opened = Journal::open(dir.path());
-            assert!(matches!(opened, Err(JournalError::NotBegun(_))), "{cut}");
-            assert_eq!(std::fs::read(&path).unwrap(), whole[..cut]);
-            drop(Journal::create(dir.path(), &header()).unwrap());
-            assert_eq!(std::fs::read(&path).unwrap(), whole);
-        }
-        // Nobody's journal stays as it is.
-        for other in ["some words", "{\"journal\":", "\n"] {
-            std::fs::write(&path, other).unwrap();
-            let created = Journal::create(dir.path(), &header());
-            assert!(matches!(created, Err(JournalError::Exists(_))), "{other}");
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
-        }
     }
 
     #[test]

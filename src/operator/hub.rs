@@ -189,7 +189,7 @@ pub(super) struct Hub {
 
 /// A watch that goes on for ever; errors are told and tried again. Where it is the first list of
 /// `what` that fails, whoever asks for readiness hears why. With `anew`, everything is listed again
-/// each time that so long has passed: an event that no watch told is made good by that.
+/// when so long has passed since it was: an event that no watch told is made good by that.
 pub(super) fn watch<K>(
     api: Api<K>,
     labels: Option<&str>,
@@ -206,18 +206,23 @@ where
         config = config.labels(labels);
     }
     let begin = move || watcher(api.clone(), config.clone()).boxed();
-    let due = move || anew.map(|anew| Instant::now() + anew);
-    let begun = (begin(), due(), health.clone(), 0);
+    let begun = (begin(), None, health.clone(), 0);
     futures::stream::unfold((begin, begun), move |(begin, begun)| async move {
         let (mut events, mut again, health, mut failures) = begun;
         loop {
             let event = tokio::select! {
                 event = events.next() => event?,
                 () = at(again) => {
-                    (events, again) = (begin(), due());
+                    (events, again) = (begin(), None);
                     continue;
                 }
             };
+            // However long a list takes, it is not cut off.
+            match &event {
+                Ok(Event::Init) => again = None,
+                Ok(Event::InitDone) => again = anew.map(|anew| Instant::now() + anew),
+                _ => {}
+            }
             match event {
                 Ok(event) => {
                     // That a list begins does not say that it is answered. (The library's own

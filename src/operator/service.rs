@@ -124,13 +124,14 @@ pub(super) fn start(
         watched_services.push((store, reflector::reflector(writer, changes).boxed()));
     }
     let mut config_maps = Vec::new();
-    let mut watched_maps = SelectAll::new();
+    let mut changed_folders = SelectAll::new();
     for api in super::apis::<ConfigMap>(client, &scope) {
         let (store, writer) = reflector::store();
         config_maps.push(store);
         let changes = watch(api, Some(cluster::LABEL), health, CONFIG_MAPS, anew);
         let changes = changes.map(slim).map(Ok);
-        watched_maps.push(reflector::reflector(writer, changes).boxed());
+        let changes = reflector::reflector(writer, changes);
+        changed_folders.push(told(changes, cluster::folder_of).boxed());
     }
     let shelves = Shelves {
         services: Shelf(services),
@@ -151,7 +152,7 @@ pub(super) fn start(
                 // It only reads; what is wrong is said by the first.
                 let services = watched_services.into_iter().map(|(_, changes)| changes);
                 let services = select_all(services).for_each(|_| std::future::ready(()));
-                let maps = watched_maps.for_each(|_| std::future::ready(()));
+                let maps = changed_folders.for_each(|_| std::future::ready(()));
                 tokio::join!(listed, services, maps);
                 return;
             }
@@ -162,7 +163,7 @@ pub(super) fn start(
             tokio::join!(
                 listed,
                 join_all(controllers),
-                look_after(&context, maps, watched_maps)
+                look_after(&context, maps, changed_folders)
             );
         })
     };
@@ -190,6 +191,31 @@ fn slim<K: Resource>(event: Event<K>) -> Event<K> {
 
 type Change<K> = Result<Event<K>, kube::runtime::watcher::Error>;
 
+/// What `name` says of each object that changes tell of; of those of a list when it has come to its
+/// end, as the shelf has none of them before.
+fn told<K, T>(
+    changes: impl Stream<Item = Change<K>>,
+    name: impl Fn(&K) -> Option<T>,
+) -> impl Stream<Item = T> {
+    let mut listed = Vec::new();
+    changes.flat_map(move |change| {
+        let told = match change {
+            Ok(Event::Init) => {
+                listed.clear();
+                Vec::new()
+            }
+            Ok(Event::InitApply(object)) => {
+                listed.extend(name(&object));
+                Vec::new()
+            }
+            Ok(Event::InitDone) => std::mem::take(&mut listed),
+            Ok(Event::Apply(object) | Event::Delete(object)) => Vec::from_iter(name(&object)),
+            Err(_) => Vec::new(),
+        };
+        futures::stream::iter(told)
+    })
+}
+
 // Services
 
 /// The controller of the services in one store.
@@ -198,16 +224,8 @@ async fn control(
     store: Store<Guarded>,
     changes: impl Stream<Item = Change<Guarded>> + Send + 'static,
 ) {
-    let queue = changes.filter_map(|change| async move {
-        match change {
-            Ok(Event::Apply(service) | Event::InitApply(service)) => {
-                Some(Ok::<_, kube::runtime::watcher::Error>(ObjectRef::from_obj(
-                    &service,
-                )))
-            }
-            _ => None,
-        }
-    });
+    let queue = told(changes, |service| Some(ObjectRef::from_obj(service)))
+        .map(Ok::<_, kube::runtime::watcher::Error>);
     let later = |_: Arc<Guarded>, error: &kube::Error, _: Arc<Context>| {
         tracing::warn!(%error, "cannot write the status of a Service yet");
         Action::requeue(LATER)
@@ -347,7 +365,7 @@ type Folder = (String, String);
 async fn look_after(
     context: &Context,
     shelf: &Shelf<ConfigMap>,
-    mut changes: impl Stream<Item = Change<ConfigMap>> + Unpin,
+    mut changes: impl Stream<Item = Folder> + Unpin,
 ) {
     let mut changed: BTreeSet<Folder> = BTreeSet::new();
     let mut due = None;
@@ -364,11 +382,10 @@ async fn look_after(
         };
         tokio::select! {
             change = changes.next() => match change {
-                Some(Ok(Event::Apply(map) | Event::InitApply(map) | Event::Delete(map))) => {
-                    changed.extend(cluster::folder_of(&map));
+                Some(folder) => {
+                    changed.insert(folder);
                     due = due.or_else(|| Some(Instant::now() + SETTLE));
                 }
-                Some(_) => {}
                 None => return,
             },
             () = &mut all_listed, if !listed => listed = true,
@@ -440,5 +457,44 @@ impl Told {
             .into_iter()
             .filter(|(map, problems)| before.get(&uid(map)) != Some(problems))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shelf has what a list tells when the list has come to its end; who is told before looks
+    /// at what was there before.
+    #[tokio::test]
+    async fn what_a_list_tells_is_told_at_its_end() {
+        let (sender, changes) = futures::channel::mpsc::unbounded();
+        let mut told = std::pin::pin!(told(changes, |map: &ConfigMap| map.metadata.name.clone()));
+        let map = |name: &str| {
+            let mut map = ConfigMap::default();
+            map.metadata.name = Some(name.to_owned());
+            map
+        };
+        let mut next = || futures::FutureExt::now_or_never(told.next()).flatten();
+        let tell = |event| sender.unbounded_send(Ok(event)).unwrap();
+        tell(Event::Init);
+        tell(Event::InitApply(map("a")));
+        assert_eq!(next(), None);
+        // It is begun anew.
+        tell(Event::Init);
+        tell(Event::InitApply(map("b")));
+        tell(Event::InitApply(map("c")));
+        assert_eq!(next(), None);
+        tell(Event::InitDone);
+        assert_eq!(
+            [next(), next(), next()].map(Option::unwrap_or_default),
+            ["b", "c", ""]
+        );
+        tell(Event::Apply(map("d")));
+        tell(Event::Delete(map("e")));
+        assert_eq!(
+            [next(), next(), next()].map(Option::unwrap_or_default),
+            ["d", "e", ""]
+        );
     }
 }

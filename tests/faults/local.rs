@@ -118,15 +118,15 @@ fn resume(place: &Place, what: &str, retry: bool) {
 }
 
 /// A run that was killed before its journal had a header has done nothing, says so, and can be started
-/// again in its place.
+/// again in another folder.
 fn starts_again(place: &Place, what: &str) {
     assert!(recorded(place, "started").is_empty(), "{what}");
     assert_eq!(did(place), BTreeMap::new(), "{what}");
     let resumed = place.apscli(&["run", "--resume", "run"]);
     assert_eq!(resumed.status, 2, "{what}");
-    let says = "this run was killed before it had begun, and nothing of it was done";
+    let says = "nothing is recorded here: apscli was killed before the run had begun";
     assert!(resumed.stderr.contains(says), "{what}: {}", resumed.stderr);
-    let again = place.apscli(&RUN);
+    let again = place.apscli(&["run", "--template", "t.template", "--log-dir", "again"]);
     assert_eq!(again.status, 0, "{what}: {}", again.stderr);
     let once = NODES.map(|node| (node.to_owned(), 1)).into();
     assert_eq!(did(place), once, "{what}");

@@ -274,6 +274,9 @@ impl<'a> Play<'a> {
             operator.retire();
             proxy.close();
         }
+        if self.operators.len() > 1 {
+            self.forget_leader().await;
+        }
         // Runners see that the operator is gone, and end by themselves.
         let deadline = Instant::now() + self.place.patience;
         let left = || self.operators.iter().any(|(it, _)| it.leaves_folders());
@@ -285,6 +288,15 @@ impl<'a> Play<'a> {
             self.differences.push(why);
         }
         self.differences
+    }
+
+    /// The next two stand for election as if nobody had led before.
+    async fn forget_leader(&self) {
+        let leases: kube::Api<k8s_openapi::api::coordination::v1::Lease> =
+            kube::Api::namespaced(self.place.client.clone(), &self.place.namespace);
+        let (params, every) = (DeleteParams::default(), kube::api::ListParams::default());
+        let deleted = insist(|| leases.delete_collection(&params, &every)).await;
+        deleted.unwrap();
     }
 
     /// Who acts when the rule comes to hold.

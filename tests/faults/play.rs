@@ -969,6 +969,9 @@ async fn delete_pods(client: &Client, namespace: &str, which: Deleted) -> BTreeM
                 sleep(Duration::from_millis(20)).await;
             } else if pod.metadata.deletion_timestamp.is_none() {
                 stopped.extend(pod.uid().filter(|_| !ended));
+                // One without a finalizer is gone at once.
+                let how = if ended { Ended::Well } else { Ended::Stopped };
+                ends.extend(witness::title(&value).map(|title| (title, how)));
                 let _ = pods.delete(&pod.name_any(), &DeleteParams::default()).await;
                 again = true;
             } else if ended || value["spec"]["nodeName"].is_null() {

@@ -208,7 +208,7 @@ impl Fake {
         calls
     }
 
-    /// How often the catalogue was listed, in all.
+    /// How often the catalogue was listed since `calls` was asked for the last time.
     pub fn catalogues(&self) -> usize {
         let state = self.state();
         let calls = state.calls.iter();

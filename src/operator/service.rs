@@ -131,7 +131,7 @@ pub(super) fn start(
         let changes = watch(api, Some(cluster::LABEL), health, CONFIG_MAPS, anew);
         let changes = changes.map(slim).map(Ok);
         let changes = reflector::reflector(writer, changes);
-        changed_folders.push(told(changes, cluster::folder_of).boxed());
+        changed_folders.push(names_of(changes, cluster::folder_of).boxed());
     }
     let shelves = Shelves {
         services: Shelf(services),
@@ -193,7 +193,7 @@ type Change<K> = Result<Event<K>, kube::runtime::watcher::Error>;
 
 /// What `name` says of each object that changes tell of; of those of a list when it has come to its
 /// end, as the shelf has none of them before.
-fn told<K, T>(
+fn names_of<K, T>(
     changes: impl Stream<Item = Change<K>>,
     name: impl Fn(&K) -> Option<T>,
 ) -> impl Stream<Item = T> {
@@ -224,7 +224,7 @@ async fn control(
     store: Store<Guarded>,
     changes: impl Stream<Item = Change<Guarded>> + Send + 'static,
 ) {
-    let queue = told(changes, |service| Some(ObjectRef::from_obj(service)))
+    let queue = names_of(changes, |service| Some(ObjectRef::from_obj(service)))
         .map(Ok::<_, kube::runtime::watcher::Error>);
     let later = |_: Arc<Guarded>, error: &kube::Error, _: Arc<Context>| {
         tracing::warn!(%error, "cannot write the status of a Service yet");
@@ -469,7 +469,10 @@ mod tests {
     #[tokio::test]
     async fn what_a_list_tells_is_told_at_its_end() {
         let (sender, changes) = futures::channel::mpsc::unbounded();
-        let mut told = std::pin::pin!(told(changes, |map: &ConfigMap| map.metadata.name.clone()));
+        let mut told = std::pin::pin!(names_of(changes, |map: &ConfigMap| map
+            .metadata
+            .name
+            .clone()));
         let map = |name: &str| {
             let mut map = ConfigMap::default();
             map.metadata.name = Some(name.to_owned());

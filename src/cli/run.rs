@@ -178,7 +178,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
             .map_err(|error| format!("cannot run in {}: {error}", folder.display()))?;
     }
     let (parallel, timeout) = (flags.parallel.unwrap_or(PARALLEL), flags.timeout);
-    let (surroundings, python) = surroundings(flags, header.folder, &own_folder)?;
+    let (surroundings, python) = surroundings(flags, header.folder, &own_folder, parallel)?;
     let options = Options {
         limits: Limits {
             parallelism: Some(parallel),
@@ -246,9 +246,10 @@ fn surroundings(
     flags: Flags,
     folder: PathBuf,
     dir: &Path,
+    parallel: NonZeroUsize,
 ) -> Result<(Surroundings, Python), Failure> {
     let fence = match &flags.sandbox {
-        Some(sandbox) => Some(fence(sandbox, dir)?),
+        Some(sandbox) => Some(fence(sandbox, dir, parallel)?),
         None => None,
     };
     let env = std::env::vars_os();
@@ -290,10 +291,10 @@ fn flags(args: &Args) -> Result<Flags, Failure> {
 
 /// The fence around the run's nodes. Their folders are below the run's own, and are removed one by
 /// one.
-fn fence(sandbox: &Sandbox, dir: &Path) -> Result<Fence, Failure> {
+fn fence(sandbox: &Sandbox, dir: &Path, parallel: NonZeroUsize) -> Result<Fence, Failure> {
     let folder = dir.join("work");
     make_folder(&folder)?;
-    let mut fence = Fence::new(sandbox.mode, folder);
+    let mut fence = Fence::new(sandbox.mode, folder, parallel);
     fence.network = sandbox.network;
     fence.readable.clone_from(&sandbox.readable);
     Ok(fence)

@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::{Value, json};
 
 use crate::hostile::{
-    APART, PROBE, Probe, SWARM, Targets, WITHOUT, all_ended, all_said, node, nodes_of,
+    APART, End, PROBE, Probe, SWARM, Targets, WITHOUT, all_ended, all_said, node, nodes_of,
     nodes_of_wastes, probes, reason, said, wastes,
 };
 use crate::program::{Done, PYTHON, Place, finish, lives, signal, until};
@@ -427,6 +427,58 @@ fn waste_is_bounded() {
 #[test]
 fn waste_is_bounded_without_landlock_too() {
     waste_is_bounded_with(&WITHOUT_LANDLOCK, "--sandbox=best-effort");
+}
+
+/// One of many may start more processes than can be ended one after the other while they all run.
+#[test]
+fn a_flood_is_ended_at_once() {
+    let _alone = PROCESSES.write().unwrap_or_else(PoisonError::into_inner);
+    let yard = Yard::new();
+    let mut run = yard.start(
+        &nodes("cmd", &[("flood", None)]),
+        &["--sandbox", "--parallel", "16"],
+    );
+    // Far less than it goes on for by itself.
+    until("its end", || run.try_wait().unwrap().is_some());
+    let output = finish(run).json()["output"].clone();
+    all_ended(&output, "cmd", &[("flood", End::Over("128 processes"))]);
+    nothing_is_left(&yard);
+}
+
+/// The kernel counts the processes of a user. Those that come after a node has begun do not keep it
+/// from starting as many as it may.
+#[test]
+fn neighbours_take_no_processes_away() {
+    const CROWDS: usize = 25;
+    let _peace = in_peace();
+    let yard = Yard::new();
+    let file = |name: &str| yard.place.path(name).display().to_string();
+    let (begun, full, over) = (file("begun"), file("full"), file("over"));
+    let mut all = nodes(
+        "cmd",
+        &[("fork_after", Some(&full)), ("wait_for", Some(&begun))],
+    );
+    for number in 0..CROWDS {
+        let mut crowd = node("cmd", "crowd_until", Some(&over));
+        crowd["prev_nodes"] = json!(["wait_for"]);
+        all.insert(format!("crowd{number}"), crowd);
+    }
+    // Their launchers have the same words.
+    let count = |name: &str| {
+        let words = format!("probe.py {name} ");
+        let is_one = |it: &&String| it.contains(&words) && !it.contains("__fence");
+        left(&yard).iter().filter(is_one).count()
+    };
+    let run = yard.start(&all, &["--sandbox"]);
+    until("the first", || count("fork_after") > 0);
+    fs::write(&begun, "").unwrap();
+    until("all others", || count("crowd_until") >= 10 * CROWDS);
+    fs::write(&full, "").unwrap();
+    until("its end", || count("fork_after") == 0);
+    fs::write(&over, "").unwrap();
+    let output = finish(run).json()["output"].clone();
+    assert_eq!(said(&output, "fork_after"), "open");
+    nothing_is_left(&yard);
 }
 
 /// The process that a node's program has sent away.

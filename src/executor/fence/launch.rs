@@ -1,14 +1,15 @@
 //! The launcher: starts one program in the fence, waits for it, and ends all that it has started.
 //!
 //! It is outside of the fence itself, but can be reached by nothing that is in it: not by signals,
-//! and its memory not at all. It is the subreaper of all that it starts, so whatever leaves its
-//! group, its session or its parent comes back here.
+//! and its memory not at all. Where the kernel can do that, its own signals reach nobody but what it
+//! has started, so that it can end all of it at once. It is the subreaper of all that it starts, so
+//! whatever leaves its group, its session or its parent comes back here.
 //!
 //! Must not outlive whoever started it: the other end of its socket is the leash.
 //!
 //! Unsafe code: `fork`, because nothing else gives a process that can restrict itself before it
-//! becomes the program; signals, which only libc can wait for in a file; and marking descriptors
-//! as closed on exec. The launcher has one thread, so a forked copy of it is whole.
+//! becomes the program; signals, which only libc can wait for in a file and send to all; and marking
+//! descriptors as closed on exec. The launcher has one thread, so a forked copy of it is whole.
 #![allow(unsafe_code)]
 
 use std::ffi::{OsStr, OsString};
@@ -36,6 +37,9 @@ use super::{ASIDE, LAUNCH, Policy, Said, rules, sweep, usage::Usage};
 const LOOK: Duration = Duration::from_millis(50);
 /// Part of the time that may go into that: one of so many.
 const SHARE: u32 = 20;
+/// Processes and threads that every attempt has: its launcher, what waits for it in the program that
+/// began it, an interpreter and its call.
+const LEAST: u64 = 8;
 /// How far a program in the fence stands behind all others for the processor.
 const NICE: i32 = 5;
 /// How much sooner than the launcher a program is taken by the kernel where memory runs out, in
@@ -113,6 +117,7 @@ impl Launcher {
             rules::limit(Resource::Nofile, most, most)?;
         }
         let signals = Signals::new()?;
+        let confined = rules::confine_signals().map_err(words("give up new privileges"))?;
         // From here on the socket is the leash: the thread that started this must not matter.
         set_parent_process_death_signal(None).map_err(words("stay"))?;
         let (told, tells) = pipe_with(PipeFlags::CLOEXEC).map_err(words("make a pipe"))?;
@@ -123,7 +128,7 @@ impl Launcher {
             None => {
                 drop(told);
                 signals.undo();
-                become_program(&self.policy, own, tells, program, command)
+                become_program(&self.policy, own, confined, tells, program, command)
             }
             Some(_) if forked < 0 => {
                 let error = std::io::Error::last_os_error();
@@ -142,6 +147,9 @@ impl Launcher {
             self.say(&Said::Over(format!("it used {what}, and was ended")));
         }
         // Nobody may start anything from the folder while that is taken away.
+        if confined {
+            end_at_once();
+        }
         if !sweep::end_all() {
             self.say(&Said::Over("a process of it cannot be ended".to_owned()));
         }
@@ -197,15 +205,25 @@ impl Launcher {
     }
 }
 
+/// Ends all that this process may signal, but itself. Only where that is nobody but those that it
+/// has started: then none of them escapes, however fast they start others.
+fn end_at_once() {
+    // SAFETY: sends a signal.
+    unsafe {
+        libc::kill(-1, libc::SIGKILL);
+    }
+}
+
 /// Restricts this process and makes it the program. Says why, where that does not work.
 fn become_program(
     policy: &Policy,
     launcher: Pid,
+    confined: bool,
     mut tells: OwnedFd,
     program: &Path,
     command: &[OsString],
 ) -> ! {
-    let refused = match prepare(policy, launcher) {
+    let refused = match prepare(policy, launcher, confined) {
         Ok(enforced) => {
             tell(&mut tells, &Said::Enforced(enforced));
             let (name, args) = match command {
@@ -273,7 +291,7 @@ fn tell(tells: &mut OwnedFd, said: &Said) {
     let _ = rustix::io::write(tells, &line);
 }
 
-fn prepare(policy: &Policy, launcher: Pid) -> Result<String, String> {
+fn prepare(policy: &Policy, launcher: Pid, confined: bool) -> Result<String, String> {
     // A session of its own: no terminal.
     setsid().map_err(|error| format!("cannot begin a session: {error}"))?;
     set_parent_process_death_signal(Some(Signal::KILL))
@@ -287,7 +305,7 @@ fn prepare(policy: &Policy, launcher: Pid) -> Result<String, String> {
         .map_err(|error| format!("cannot go to {}: {error}", policy.folder.display()))?;
     // Whoever watches over it must get a turn.
     rustix::process::nice(NICE).map_err(|error| format!("cannot give way to others: {error}"))?;
-    limit_processes(policy.limits.processes)?;
+    limit_processes(policy, confined)?;
     rules::apply(policy)
 }
 
@@ -311,9 +329,11 @@ fn close_on_exec(inherit: Option<RawFd>) -> Result<(), String> {
 }
 
 /// Limits how many processes there can be. The kernel counts all of this user's, also those that
-/// cannot be seen from here (other pods on the machine), so the count is felt for first. Root is
-/// not held by it.
-fn limit_processes(most: u64) -> Result<(), String> {
+/// cannot be seen from here (other pods on the machine), so the count is felt for first; and also
+/// those of the attempts that begin after this one, which must not use up what this one may have.
+/// Where very many could not be ended at once, there is room for the least that those need.
+/// Root is not held by it.
+fn limit_processes(policy: &Policy, confined: bool) -> Result<(), String> {
     if rustix::process::getuid().is_root() {
         return Ok(());
     }
@@ -334,7 +354,12 @@ fn limit_processes(most: u64) -> Result<(), String> {
         }
     }
     // Others of this user may come.
-    let most = there.saturating_mul(2).saturating_add(most).min(cap);
+    let at_once = u64::try_from(policy.at_once).unwrap_or(u64::MAX);
+    let own = policy.limits.processes;
+    let each = LEAST.saturating_add(if confined { own } else { 0 });
+    let most = (there.saturating_mul(2).saturating_add(own))
+        .saturating_add(at_once.saturating_mul(each))
+        .min(cap);
     rules::limit(Resource::Nproc, most, most)
 }
 

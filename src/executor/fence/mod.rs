@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
@@ -112,6 +113,7 @@ struct Policy {
     mode: Mode,
     network: bool,
     limits: Limits,
+    at_once: usize,
     /// The only folder that can be written to, and where the program starts.
     folder: PathBuf,
     /// What can be read and executed, beside what every system has.
@@ -148,6 +150,9 @@ pub struct Fence {
     pub network: bool,
     /// What an attempt may use.
     pub limits: Limits,
+    /// How many attempts of this user there may be at once: the kernel counts the processes of all
+    /// of them together, and each may have as many as its own limit says.
+    pub at_once: NonZeroUsize,
     /// Where the folders of attempts are made.
     pub folder: PathBuf,
     /// What can be read and executed, beside what every system has and the template's folder.
@@ -157,13 +162,14 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// A fence without a network, with the usual limits.
+    /// A fence without a network, with the usual limits, for one of `at_once` attempts.
     #[must_use]
-    pub fn new(mode: Mode, folder: PathBuf) -> Self {
+    pub fn new(mode: Mode, folder: PathBuf, at_once: NonZeroUsize) -> Self {
         Self {
             mode,
             network: false,
             limits: Limits::default(),
+            at_once,
             folder,
             readable: Vec::new(),
             enforced: Arc::default(),
@@ -301,6 +307,7 @@ impl Inside {
             mode: self.fence.mode,
             network: self.fence.network,
             limits: self.fence.limits,
+            at_once: self.fence.at_once.get(),
             folder: self.folder.clone(),
             readable: all,
             socket: theirs.as_raw_fd(),

@@ -1,5 +1,5 @@
 //! What is closed to a program in the fence, from the inside: applied by the process that is about
-//! to become that program.
+//! to become that program; and whom its launcher can signal.
 //!
 //! Three layers, because none is enough. Landlock says which files there are, and hides everything
 //! outside from signals and from being looked into; but it knows nothing of UDP, and not all ways
@@ -15,9 +15,10 @@ use std::path::Path;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus,
-    PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+    PathBeneath, PathFd, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetStatus, Scope,
 };
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, setrlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, apply_filter, sock_filter,
@@ -114,6 +115,27 @@ pub(super) fn apply(policy: &Policy) -> Result<String, String> {
         Err(why) => enforced.push(format!("no seccomp ({why})")),
     }
     Ok(enforced.join(", "))
+}
+
+/// Lets this process, which must have one thread, signal nobody any more but itself and what it
+/// starts. False: the kernel cannot do that, or it is not seen to hold against this process's own
+/// parent.
+pub(super) fn confine_signals() -> rustix::io::Result<bool> {
+    let reaches = |pid: Pid| rustix::process::test_kill_process(pid);
+    rustix::thread::set_no_new_privs(true)?;
+    let Some(parent) = rustix::process::getppid() else {
+        return Ok(false);
+    };
+    let before = reaches(parent);
+    let scope = || {
+        let ruleset = Ruleset::default()
+            .set_compatibility(CompatLevel::HardRequirement)
+            .scope(Scope::Signal)?;
+        ruleset.create()?.restrict_self()
+    };
+    let is_enforced = |status: RestrictionStatus| status.ruleset == RulesetStatus::FullyEnforced;
+    let enforced = scope().is_ok_and(is_enforced);
+    Ok(enforced && before.is_ok() && reaches(parent) == Err(rustix::io::Errno::PERM))
 }
 
 fn network(open: bool) -> &'static str {

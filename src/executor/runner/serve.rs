@@ -374,7 +374,8 @@ impl Server {
             let why = "the run's name is no name of a folder".to_owned();
             return (Outcome::silent(Ending::NotStarted(why)), None);
         };
-        let mut fence = Fence::new(self.options.mode, self.options.folder.join("nodes"));
+        let folder = self.options.folder.join("nodes");
+        let mut fence = Fence::new(self.options.mode, folder, self.options.slots);
         fence.network = network;
         fence.limits = self.options.limits;
         let surroundings = Surroundings {

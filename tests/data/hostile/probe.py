@@ -147,6 +147,29 @@ def kill_above():
     raise refused or OSError(errno.ESRCH, "there is nobody")
 
 
+def wait_for(path):
+    until = time.monotonic() + 60
+    while not os.path.exists(path) and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def fork_after(path):
+    """Fifty processes, once there is a file."""
+    wait_for(path)
+    for _ in range(50):
+        if os.fork() == 0:
+            time.sleep(1)
+            os._exit(0)
+
+
+def crowd_until(path):
+    """Ten processes, until there is a file."""
+    for _ in range(9):
+        if os.fork() == 0:
+            break
+    wait_for(path)
+
+
 def write(path):
     with open(path, "a") as file:
         file.write("x")
@@ -273,6 +296,9 @@ PROBES = {
     "clone_user": lambda: child(0x10000000),
     "clone": lambda: child(0),
     "clone3": clone3,
+    "wait_for": wait_for,
+    "fork_after": fork_after,
+    "crowd_until": crowd_until,
     "chroot": lambda: bad((161, 51), long(0)),
     "mount": lambda: bad((165, 40), long(0), long(0), long(0), long(0), long(0)),
     "bpf": lambda: bad((321, 280), long(9999), long(0), long(0)),
@@ -332,6 +358,15 @@ def swarm():
                     os._exit(0)
             os._exit(0)
     time.sleep(10)
+
+
+def flood():
+    """Each starts others as fast as it can, all in sessions of their own, which no signal to a group
+    reaches. Without a fence it ends by itself after a minute."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if fork(until) == 0:
+            os.setsid()
 
 
 def breed():
@@ -466,6 +501,7 @@ WASTES = {
     name.__name__: name
     for name in (
         swarm,
+        flood,
         breed,
         fill,
         fill_unnamed,

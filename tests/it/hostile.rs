@@ -169,6 +169,7 @@ pub fn probes(targets: &Targets) -> Vec<Probe> {
         ("clone", None, OPEN, OPEN, true),
         ("write_inside", None, OPEN, OPEN, true),
         ("script", None, OPEN, OPEN, true),
+        ("move_inside", None, OPEN, OPEN, true),
     ];
     let rows = rows.iter().copied();
     rows.map(|(name, argument, fenced, without_landlock, free)| Probe {

@@ -331,8 +331,8 @@ fn close_on_exec(inherit: Option<RawFd>) -> Result<(), String> {
 /// Limits how many processes there can be. The kernel counts all of this user's, also those that
 /// cannot be seen from here (other pods on the machine), so the count is felt for first; and also
 /// those of the attempts that begin after this one, which must not use up what this one may have.
-/// Where very many could not be ended at once, there is room for the least that those need.
-/// Root is not held by it.
+/// Where very many could not be ended at once, there is room for the least that those need, and
+/// nowhere for a great part of what the machine can number. Root is not held by it.
 fn limit_processes(policy: &Policy, confined: bool) -> Result<(), String> {
     if rustix::process::getuid().is_root() {
         return Ok(());
@@ -357,10 +357,18 @@ fn limit_processes(policy: &Policy, confined: bool) -> Result<(), String> {
     let at_once = u64::try_from(policy.at_once).unwrap_or(u64::MAX);
     let own = policy.limits.processes;
     let each = LEAST.saturating_add(if confined { own } else { 0 });
+    let attempts = at_once.saturating_mul(each).min(numbers() / 4);
     let most = (there.saturating_mul(2).saturating_add(own))
-        .saturating_add(at_once.saturating_mul(each))
+        .saturating_add(attempts)
         .min(cap);
     rules::limit(Resource::Nproc, most, most)
+}
+
+/// How many processes the machine can number.
+fn numbers() -> u64 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    // What it is where nobody has set it, on a machine of up to 32 processors.
+    text.trim().parse().unwrap_or(32_768)
 }
 
 /// The launcher must not hold the program's output open, nor say anything there.

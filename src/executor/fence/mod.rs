@@ -150,8 +150,8 @@ pub struct Fence {
     pub network: bool,
     /// What an attempt may use.
     pub limits: Limits,
-    /// How many attempts of this user there may be at once: the kernel counts the processes of all
-    /// of them together, and each may have as many as its own limit says.
+    /// How many attempts whoever makes this may have in such fences at once: the kernel counts the
+    /// processes of all of them together, and each may have as many as its own limit says.
     pub at_once: NonZeroUsize,
     /// Where the folders of attempts are made.
     pub folder: PathBuf,

@@ -123,17 +123,24 @@ pub(super) fn apply(policy: &Policy) -> Result<String, String> {
 pub(super) fn confine_signals() -> rustix::io::Result<bool> {
     let reaches = |pid: Pid| rustix::process::test_kill_process(pid);
     rustix::thread::set_no_new_privs(true)?;
-    let Some(parent) = rustix::process::getppid() else {
+    let (Some(parent), Ok(root)) = (rustix::process::getppid(), PathFd::new("/")) else {
         return Ok(false);
     };
     let before = reaches(parent);
     let scope = || {
         let ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::HardRequirement)
-            .scope(Scope::Signal)?;
-        ruleset.create()?.restrict_self()
+            // What is not allowed by name is refused by every Landlock: moving files between
+            // folders.
+            .handle_access(AccessFs::Refer)?
+            .scope(Scope::Signal)?
+            .create()?
+            .add_rule(PathBeneath::new(root, AccessFs::Refer))?;
+        // A signal to all is refused for all others: nobody wants to read of each of them.
+        let quiet = ruleset.set_compatibility(CompatLevel::BestEffort);
+        quiet.log_same_exec(false)?.restrict_self()
     };
-    let is_enforced = |status: RestrictionStatus| status.ruleset == RulesetStatus::FullyEnforced;
+    let is_enforced = |status: RestrictionStatus| status.ruleset != RulesetStatus::NotEnforced;
     let enforced = scope().is_ok_and(is_enforced);
     Ok(enforced && before.is_ok() && reaches(parent) == Err(rustix::io::Errno::PERM))
 }

@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, chmodat, open, openat, renameat, unlinkat};
 use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, kill_process_group,
-    set_child_subreaper, wait, waitpid,
+    Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, wait, waitpid,
 };
 
 /// How long it may take until one more process is gone. What is not gone then hangs in the kernel.
@@ -144,8 +143,8 @@ fn end(
     while moved.elapsed() < within / 2 {
         let is_new = |it: &Pid| stopped.insert(it.as_raw_nonzero());
         let fresh: Vec<Pid> = find().into_iter().filter(is_new).collect();
-        for pid in fresh.iter().copied() {
-            signal(pid, Signal::STOP);
+        for pid in &fresh {
+            let _ = kill_process(*pid, Signal::STOP);
         }
         if fresh.is_empty() {
             break;
@@ -157,7 +156,7 @@ fn end(
             return true;
         }
         for pid in left {
-            signal(pid, Signal::KILL);
+            let _ = kill_process(pid, Signal::KILL);
         }
         loop {
             match reap() {
@@ -171,13 +170,6 @@ fn end(
         }
         std::thread::sleep(Duration::from_micros(200));
     }
-}
-
-/// Signals a process, and all of its group where it has begun one: nothing that a group starts
-/// escapes what is sent to the group, however fast it starts it.
-fn signal(pid: Pid, signal: Signal) {
-    let _ = kill_process_group(pid, signal);
-    let _ = kill_process(pid, signal);
 }
 
 /// Removes a folder with all that is in it, as far as that is possible.

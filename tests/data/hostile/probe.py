@@ -163,10 +163,10 @@ def fork_after(path):
 
 
 def crowd_until(path):
-    """Ten processes, until there is a file."""
-    for _ in range(9):
-        if os.fork() == 0:
-            break
+    """Forty threads, which count as processes, until there is a file."""
+    threading.stack_size(256 * 1024)
+    for _ in range(39):
+        threading.Thread(target=wait_for, args=(path,)).start()
     wait_for(path)
 
 
@@ -193,6 +193,15 @@ def hard_link(path):
 def move_out(path):
     write("mine")
     os.rename("mine", path)
+
+
+def move_inside():
+    """From a folder to another, as who replaces a file in one step does."""
+    os.mkdir("here")
+    os.mkdir("there")
+    write("here/file")
+    os.link("here/file", "there/link")
+    os.rename("here/file", "there/file")
 
 
 def make_device():
@@ -329,6 +338,7 @@ PROBES = {
     "device": make_device,
     "write_inside": lambda: write("inside"),
     "script": script_runs,
+    "move_inside": move_inside,
 }
 
 

@@ -452,7 +452,8 @@ fn a_flood_is_ended_at_once() {
 /// from starting as many as it may.
 #[test]
 fn neighbours_take_no_processes_away() {
-    // More than there is room for where a launcher could not end as many at once.
+    // More than there is room for where a launcher could not end as many at once (unless this user
+    // has hundreds of processes already).
     const CROWDS: usize = 25;
     const THREADS: usize = 40;
     let _alone = PROCESSES.write().unwrap_or_else(PoisonError::into_inner);

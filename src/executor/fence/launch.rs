@@ -331,8 +331,9 @@ fn close_on_exec(inherit: Option<RawFd>) -> Result<(), String> {
 /// Limits how many processes there can be. The kernel counts all of this user's, also those that
 /// cannot be seen from here (other pods on the machine), so the count is felt for first; and also
 /// those of the attempts that begin after this one, which must not use up what this one may have.
-/// Where very many could not be ended at once, there is room for the least that those need, and
-/// nowhere for a great part of what the machine can number. Root is not held by it.
+/// Where very many could not be ended at once, there is room for the least that those need; and all
+/// together are at most a part of what the machine can have, unless there are as many already. Root
+/// is not held by it.
 fn limit_processes(policy: &Policy, confined: bool) -> Result<(), String> {
     if rustix::process::getuid().is_root() {
         return Ok(());
@@ -357,18 +358,22 @@ fn limit_processes(policy: &Policy, confined: bool) -> Result<(), String> {
     let at_once = u64::try_from(policy.at_once).unwrap_or(u64::MAX);
     let own = policy.limits.processes;
     let each = LEAST.saturating_add(if confined { own } else { 0 });
-    let attempts = at_once.saturating_mul(each).min(numbers() / 4);
     let most = (there.saturating_mul(2).saturating_add(own))
-        .saturating_add(attempts)
+        .saturating_add(at_once.saturating_mul(each))
+        .min(there.saturating_add(own).max(numbers() / 4))
         .min(cap);
     rules::limit(Resource::Nproc, most, most)
 }
 
-/// How many processes the machine can number.
+/// How many processes and threads the machine can have.
 fn numbers() -> u64 {
-    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
-    // What it is where nobody has set it, on a machine of up to 32 processors.
-    text.trim().parse().unwrap_or(32_768)
+    let of = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?;
+        text.trim().parse().ok()
+    };
+    let known = [of("pid_max"), of("threads-max")].into_iter().flatten();
+    // What the first is where nobody has set it, on a machine of up to 32 processors.
+    known.min().unwrap_or(32_768)
 }
 
 /// The launcher must not hold the program's output open, nor say anything there.

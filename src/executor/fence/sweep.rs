@@ -100,7 +100,8 @@ pub(super) fn adopt() -> Result<(), String> {
 }
 
 /// Ends what has come to this process from launchers that are no more: whatever is in a fence has a
-/// session of its own, and what this process starts has not.
+/// session of its own, and what this process starts has not. One by one, as this process may signal
+/// others too; so it may take long with what starts others as fast as it can.
 pub(super) fn end_strangers() {
     let Some(own) = stat(getpid(), 3) else { return };
     let strangers = || {

@@ -202,6 +202,7 @@ def move_inside():
     write("here/file")
     os.link("here/file", "there/link")
     os.rename("here/file", "there/file")
+    os.rename("there", "here/there")
 
 
 def make_device():

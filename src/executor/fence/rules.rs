@@ -120,11 +120,10 @@ pub(super) fn apply(policy: &Policy) -> Result<String, String> {
 /// Lets this process, which must have one thread, signal nobody any more but itself and what it
 /// starts. False: the kernel cannot do that, or it is not seen to hold against this process's own
 /// parent.
-pub(super) fn confine_signals() -> rustix::io::Result<bool> {
+pub(super) fn confine_signals() -> bool {
     let reaches = |pid: Pid| rustix::process::test_kill_process(pid);
-    rustix::thread::set_no_new_privs(true)?;
     let (Some(parent), Ok(root)) = (rustix::process::getppid(), PathFd::new("/")) else {
-        return Ok(false);
+        return false;
     };
     let before = reaches(parent);
     let scope = || {
@@ -142,7 +141,7 @@ pub(super) fn confine_signals() -> rustix::io::Result<bool> {
     };
     let is_enforced = |status: RestrictionStatus| status.ruleset != RulesetStatus::NotEnforced;
     let enforced = scope().is_ok_and(is_enforced);
-    Ok(enforced && before.is_ok() && reaches(parent) == Err(rustix::io::Errno::PERM))
+    enforced && before.is_ok() && reaches(parent) == Err(rustix::io::Errno::PERM)
 }
 
 fn network(open: bool) -> &'static str {

@@ -100,7 +100,8 @@ const BREACHES: [Breach; 13] = [
     breach(
         "7",
         "status writes carry no resourceVersion",
-        ["chain of 5", "held before, two", STATUS],
+        // Its first status is never its last: its user waits for one before it goes on.
+        ["suspend, resume", "held until final, two", STATUS],
     ),
     breach(
         "8",

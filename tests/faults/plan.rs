@@ -47,7 +47,12 @@ impl Plan {
 
     /// Whether a leader is held up by it until another leads.
     pub fn holds(&self) -> bool {
-        let holds = |fault: &Fault| matches!(fault, Fault::HoldBefore | Fault::HoldUnanswered);
+        let holds = |fault: &Fault| {
+            matches!(
+                fault,
+                Fault::HoldBefore | Fault::HoldUntilFinal | Fault::HoldUnanswered
+            )
+        };
         matches!(&self.rule, Some(Rule::Call { fault, .. }) if holds(fault))
     }
 
@@ -161,6 +166,15 @@ pub fn plans(index: usize, scenario: &Scenario, clean: &[Came]) -> Vec<Plan> {
             Deleted::None,
             true,
         );
+        // An old status that arrives over the final one, however fast or slow the run is.
+        if key.resource == "workflowruns/status" && scenario.ends.is_some() {
+            plan(
+                "held until final, two".to_owned(),
+                Fault::HoldUntilFinal,
+                Deleted::None,
+                true,
+            );
+        }
         plan(
             "held unanswered, two".to_owned(),
             Fault::HoldUnanswered,

@@ -49,6 +49,9 @@ const RESYNC_SOON: Duration = Duration::from_secs(10);
 /// How long a leader that was held up goes on, when another leads.
 const GOES_ON: Duration = Duration::from_secs(3);
 
+/// The phases that a run does not leave.
+const FINAL: [&str; 4] = ["Succeeded", "Failed", "Cancelled", "Error"];
+
 /// Said of an operator that was started and does not watch.
 pub const IDLE: &str = "the operator does not begin";
 
@@ -114,6 +117,13 @@ pub struct Play<'a> {
     /// What the operators have said.
     log: PathBuf,
     pub differences: Vec<String>,
+}
+
+/// Whether a run has a phase that it does not leave.
+fn is_final(run: &Value) -> bool {
+    run["status"]["phase"]
+        .as_str()
+        .is_some_and(|phase| FINAL.contains(&phase))
 }
 
 /// Carries out one plan.
@@ -334,7 +344,7 @@ impl<'a> Play<'a> {
                         operator.start();
                     }
                     // The other takes over; then the first goes on, and what it has sent arrives.
-                    Fault::HoldBefore | Fault::HoldUnanswered => {
+                    Fault::HoldBefore | Fault::HoldUntilFinal | Fault::HoldUnanswered => {
                         operator.signal(Signal::STOP);
                         let Some((_, other)) = second else { return };
                         tokio::spawn(async move {
@@ -344,6 +354,18 @@ impl<'a> Play<'a> {
                                     return;
                                 }
                                 sleep(Duration::from_millis(50)).await;
+                            }
+                            if fault == Fault::HoldUntilFinal {
+                                let runs = runs(&client, &namespace);
+                                while !insist(|| runs.get("r"))
+                                    .await
+                                    .is_ok_and(|it| is_final(&it.data))
+                                {
+                                    if Instant::now() > deadline {
+                                        return;
+                                    }
+                                    sleep(Duration::from_millis(50)).await;
+                                }
                             }
                             sleep(Duration::from_secs(1)).await;
                             proxy.release();
@@ -640,8 +662,7 @@ impl<'a> Play<'a> {
     pub async fn until_final(&mut self) -> bool {
         let uid = self.uids.last().cloned().unwrap_or_default();
         self.until("the run is not over", |view| {
-            let phase = view.phase("r").unwrap_or_default();
-            let over = ["Succeeded", "Failed", "Cancelled", "Error"].contains(&phase);
+            let over = FINAL.contains(&view.phase("r").unwrap_or_default());
             over && view.uid("r").as_deref() == Some(&*uid)
         })
         .await

@@ -88,6 +88,8 @@ pub enum Fault {
     KillAfter,
     /// The operator is held up before it is forwarded, and both go on when the proxy is released.
     HoldBefore,
+    /// Likewise, but the proxy is released when the run is final.
+    HoldUntilFinal,
     /// It is carried out, and then the operator is held up; the answer comes after the release.
     HoldUnanswered,
     /// The hook is called, and the call goes on meanwhile.
@@ -396,7 +398,7 @@ async fn call(shared: Arc<Shared>, request: Request<Incoming>, generation: u64) 
             tell(fault).await;
             return None;
         }
-        Some(fault @ Fault::HoldBefore) => {
+        Some(fault @ (Fault::HoldBefore | Fault::HoldUntilFinal)) => {
             tell(fault).await;
             shared.released().await;
         }

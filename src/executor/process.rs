@@ -186,7 +186,11 @@ impl Prepared {
         let program = CString::new(self.program.as_os_str().as_bytes())
             .map_err(|_| "the program's path holds a zero byte".to_owned())?;
         let launcher = match inside {
-            Some(inside) => Some(inside.launcher(&program, None, &[])?),
+            Some(inside) => {
+                Inside::share(&child_stdout);
+                Inside::share(&stderr.given);
+                Some(inside.launcher(&program, None, &[])?)
+            }
             None => None,
         };
         let mut command = Command {

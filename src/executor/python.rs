@@ -167,8 +167,8 @@ impl Python {
                 });
             }
         };
-        let room = log_room(self.0.inside.as_ref());
-        interpreter.call(&request, surroundings, log, room, control)
+        let inside = self.0.inside.as_ref();
+        interpreter.call(&request, surroundings, log, inside, control)
     }
 
     /// The interpreter, started by the first call, and again after it was lost.
@@ -458,7 +458,7 @@ impl Interpreter {
         request: &[u8],
         surroundings: &Surroundings,
         log: &Path,
-        room: u64,
+        inside: Option<&Inside>,
         control: &Control,
     ) -> Result<Outcome, String> {
         let system = |error: rustix::io::Errno| format!("cannot make a pipe: {error}");
@@ -478,7 +478,11 @@ impl Interpreter {
             feed();
         }
         let ended = Arc::new(Bell::new().map_err(system)?);
-        let (log, stderr) = (Log::new(log, room), Stderr::new(log)?);
+        let (log, stderr) = (Log::new(log, log_room(inside)), Stderr::new(log)?);
+        if inside.is_some() {
+            Inside::share(&stdout_write);
+            Inside::share(&stderr.given);
+        }
         let (replies, reply) = channel();
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         match lock(&self.calls).as_mut() {

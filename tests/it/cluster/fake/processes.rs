@@ -207,6 +207,8 @@ fn a_hostile_service_harms_nobody() {
         secret: token.display().to_string(),
         written: safe.path("written").display().to_string(),
         moved: safe.path("moved").display().to_string(),
+        changed: safe.write("changed", "").display().to_string(),
+        readable: "/usr/bin/env".to_owned(),
         tcp: server.trim().to_owned(),
         udp: udp.local_addr().unwrap().to_string(),
         unix: socket.display().to_string(),

@@ -17,6 +17,7 @@
 
 pub mod condition;
 pub mod generate;
+pub mod name;
 pub mod page;
 pub mod service;
 pub mod workflow_run;

@@ -16,7 +16,7 @@ use crate::value::{Place, Problem, Problems, Value};
 
 use super::condition::{News, READY, cut};
 use super::workflow_run::{ExecutorKind, PodOverrides};
-use super::{Object, any_object, any_value, any_values, object_to_value, to_value};
+use super::{Object, any_object, any_value, any_values, name, object_to_value, to_value};
 
 /// Longest message on a version in the status, in bytes. With the most versions that there may
 /// be, a status stays far below what an object may hold.
@@ -301,7 +301,7 @@ impl ParamType {
 pub struct ScriptSource {
     /// The name of the ConfigMap, in the namespace of the service. Each key of its data and
     /// binaryData is a file.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = name::PATTERN))]
     pub config_map: String,
     /// The folder for the files, relative to that of the template, such as lib/tools. Without it:
     /// the folder of the template itself.

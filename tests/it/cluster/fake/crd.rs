@@ -198,6 +198,65 @@ fn a_bad_object_is_refused_in_words() {
     }
 }
 
+/// Names go into URLs, and the library that puts them there does not look at them.
+#[test]
+#[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
+fn a_name_of_no_object_is_refused() {
+    let cluster = Cluster::new("bad-names");
+    let secret = |name: &str| json!({"fqsn": "a.b", "paramsFrom": [{"secret": {"name": name, "key": "k", "param": "p"}}]});
+    let fields: [(&str, &dyn Fn(&str) -> Value); 6] = [
+        (
+            "spec.templateFrom[0].configMap",
+            &|name| json!({"templateFrom": [{"configMap": name, "key": "k"}]}),
+        ),
+        (
+            "spec.paramsFrom[0].configMap.name",
+            &|name| json!({"fqsn": "a.b", "paramsFrom": [{"configMap": {"name": name}}]}),
+        ),
+        ("spec.paramsFrom[0].secret.name", &secret),
+        (
+            "spec.serviceAccountName",
+            &|name| json!({"fqsn": "a.b", "serviceAccountName": name}),
+        ),
+        (
+            "spec.pod.priorityClassName",
+            &|name| json!({"fqsn": "a.b", "pod": {"priorityClassName": name}}),
+        ),
+        (
+            "spec.pod.imagePullSecrets[0].name",
+            &|name| json!({"fqsn": "a.b", "pod": {"imagePullSecrets": [{"name": name}]}}),
+        ),
+    ];
+    let scripts = |name: &str| {
+        service(
+            &json!({"fqsn": "a.b", "versions": [{"version": "1", "template": {}}], "scripts": [{"configMap": name}]}),
+        )
+    };
+    for name in [
+        "?watch=true&timeoutSeconds=100000",
+        "../../kube-system/configmaps/x",
+        "..",
+        "a%2Fb",
+        "A",
+        "x\n",
+        &"a".repeat(254),
+    ] {
+        for (field, spec) in fields {
+            cluster.refuses(&run("bad", &spec(name)), field);
+        }
+        cluster.refuses(&scripts(name), "spec.scripts[0].configMap");
+    }
+    for name in ["a", "0", "kube-root-ca.crt", "a--b.c-d.1", &"a".repeat(253)] {
+        for (_, spec) in fields {
+            cluster.try_out(&run("good", &spec(name)));
+        }
+        cluster.try_out(&scripts(name));
+    }
+    // As in a pod's spec.
+    let nothing = json!({"fqsn": "a.b", "pod": {"imagePullSecrets": [{"name": ""}]}});
+    cluster.try_out(&run("good", &nothing));
+}
+
 #[test]
 #[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
 fn a_run_is_fixed_but_for_four_fields() {

@@ -18,6 +18,7 @@
 pub mod condition;
 pub mod generate;
 pub mod name;
+pub mod outside;
 pub mod page;
 pub mod service;
 pub mod workflow_run;

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::api::name::{self, BadName};
 use crate::catalog::files::Catalogue;
 use crate::executor::fence;
 
@@ -102,6 +103,16 @@ impl Context {
 
 /// Something that is wrong with what the user gave; all its causes are shown.
 type Failure = Box<dyn std::error::Error>;
+
+/// An argument that names a namespace.
+fn namespace(text: &str) -> Result<String, BadName> {
+    name::check_namespace(text).map(ToOwned::to_owned)
+}
+
+/// An argument that names another object of a cluster.
+fn object_name(text: &str) -> Result<String, BadName> {
+    name::check(text).map(ToOwned::to_owned)
+}
 
 /// Runs the program.
 #[must_use]

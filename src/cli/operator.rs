@@ -40,16 +40,16 @@ const HOME: &str = "apscli";
 #[derive(Debug, Args)]
 pub struct OperatorArgs {
     /// A namespace to work in; may be repeated [default: all namespaces]
-    #[arg(long = "namespace", value_name = "NAMESPACE")]
+    #[arg(long = "namespace", value_name = "NAMESPACE", value_parser = super::namespace)]
     namespaces: Vec<String>,
     /// The namespace of the catalogue that all namespaces share [default: `$POD_NAMESPACE`, else apscli]
-    #[arg(long, value_name = "NAMESPACE")]
+    #[arg(long, value_name = "NAMESPACE", value_parser = super::namespace)]
     shared_namespace: Option<String>,
     /// Whether replicas elect one that works; `false` only where there never are two
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     leader_election: bool,
     /// The Lease's name; it is in `$POD_NAMESPACE`, else in apscli
-    #[arg(long, value_name = "NAME", default_value = "apscli")]
+    #[arg(long, value_name = "NAME", default_value = "apscli", value_parser = super::object_name)]
     lease_name: String,
     /// How many seconds the others wait for a leader that renews its Lease no more; the leader itself ends after
     /// two thirds of them. More where the API server may be silent for long

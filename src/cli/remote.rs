@@ -18,8 +18,10 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{Api, ListParams, LogParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Config, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use crate::api::outside::Outside;
 use crate::api::page::WorkflowRunPage;
 use crate::api::workflow_run::{
     NodeStatus, OnLost, RunPhase, TemplateSource, WorkflowRun, WorkflowRunSpec,
@@ -28,6 +30,7 @@ use crate::api::{self, Object};
 use crate::catalog::gzip;
 use crate::engine::name::Fqsn;
 use crate::local::report::Report;
+use crate::operator::object::{self, Pages};
 use crate::operator::past;
 use crate::template::{Filling, Params, Template, duration};
 
@@ -44,7 +47,7 @@ const PLAIN: usize = 64 * 1024;
 #[derive(Debug, ClapArgs)]
 pub(super) struct Place {
     /// The namespace [default: that of the kubeconfig's context]
-    #[arg(long, short, value_name = "NAMESPACE")]
+    #[arg(long, short, value_name = "NAMESPACE", value_parser = super::namespace)]
     namespace: Option<String>,
 }
 
@@ -142,8 +145,10 @@ impl Cluster {
             .await
             .map_err(|error| format!("found no cluster: {error}; expected a kubeconfig"))?;
         let namespace = place.namespace.clone();
+        let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
+        api::name::check_namespace(&namespace)?;
         Ok(Self {
-            namespace: namespace.unwrap_or_else(|| config.default_namespace.clone()),
+            namespace,
             client: Client::try_from(config)?,
         })
     }
@@ -157,11 +162,8 @@ impl Cluster {
     }
 
     async fn run(&self, name: &str) -> Result<WorkflowRun, Failure> {
-        let found = self
-            .api::<WorkflowRun>()
-            .get_opt(name)
-            .await
-            .map_err(said)?;
+        let found = object::get(&self.api::<WorkflowRun>(), name).await;
+        let found = found.map_err(said)?;
         found.ok_or_else(|| {
             format!(
                 "there is no run `{name}` in the namespace `{}`",
@@ -171,23 +173,37 @@ impl Cluster {
         })
     }
 
+    /// All objects of a kind, each read by itself.
+    async fn list<K>(&self) -> Result<Vec<Outside<K>>, Failure>
+    where
+        K: Resource<Scope = kube::core::NamespaceResourceScope> + Clone + DeserializeOwned,
+        K::DynamicType: Default,
+    {
+        let mut pages = Pages::new(ListParams::default());
+        let mut all = Vec::new();
+        while let Some(page) = pages.next(&self.api::<K>()).await.map_err(said)? {
+            all.extend(page);
+        }
+        Ok(all)
+    }
+
     /// All nodes of a run, from its status and its pages, in template order as far as known.
     async fn nodes(&self, run: &WorkflowRun) -> Result<Vec<NodeStatus>, Failure> {
         let status = run.status.clone().unwrap_or_default();
         if status.pages.is_none() {
             return Ok(status.nodes);
         }
-        let api = self.api::<WorkflowRunPage>();
-        let list = api.list(&ListParams::default()).await.map_err(said)?;
-        let mut pages: Vec<WorkflowRunPage> = list
-            .into_iter()
-            .filter(|page| {
-                let owners = page.owner_references();
-                owners
-                    .iter()
-                    .any(|owner| Some(&owner.uid) == run.metadata.uid.as_ref())
-            })
-            .collect();
+        let mut list = self.list::<WorkflowRunPage>().await?;
+        list.retain(|page| {
+            let owners = page.owner_references();
+            owners
+                .iter()
+                .any(|owner| Some(&owner.uid) == run.metadata.uid.as_ref())
+        });
+        let mut pages = Vec::new();
+        for Outside(page) in list {
+            pages.push(page.map_err(|it| format!("a page of the run cannot be read: {it}"))?);
+        }
         pages.sort_by_key(|page| page.spec.index);
         Ok(pages.into_iter().flat_map(|page| page.spec.nodes).collect())
     }
@@ -197,6 +213,7 @@ impl Cluster {
 fn said(error: kube::Error) -> Failure {
     match error {
         kube::Error::Api(status) => format!("the cluster says: {}", status.message).into(),
+        kube::Error::BuildRequest(kube::core::request::Error::Validation(why)) => why.into(),
         error => error.into(),
     }
 }
@@ -367,14 +384,11 @@ pub(super) fn get(context: &Context, args: &GetArgs) -> Result<ExitCode, Failure
     block_on(async {
         let cluster = Cluster::find(&args.place).await?;
         let Some(name) = &args.name else {
-            let runs = cluster
-                .api::<WorkflowRun>()
-                .list(&ListParams::default())
-                .await;
+            let runs = cluster.list::<WorkflowRun>().await?;
             let mut rows = vec![columns([
                 "NAME", "SERVICE", "PHASE", "PROGRESS", "DURATION", "MESSAGE",
             ])];
-            rows.extend(runs.map_err(said)?.iter().map(row));
+            rows.extend(runs.iter().map(row));
             context.printer.data(&aligned(&rows));
             return Ok(ExitCode::SUCCESS);
         };
@@ -415,7 +429,16 @@ fn columns<const N: usize>(words: [&str; N]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-fn row(run: &WorkflowRun) -> Vec<String> {
+fn row(run: &Outside<WorkflowRun>) -> Vec<String> {
+    let run = match &run.0 {
+        Ok(run) => run,
+        Err(invalid) => {
+            let name = one_line(&run.name_any());
+            let why = format!("the run cannot be read: {}", one_line(&invalid.error));
+            let none = String::new;
+            return vec![name, none(), "Error".to_owned(), none(), none(), why];
+        }
+    };
     let status = run.status.clone().unwrap_or_default();
     vec![
         run.name_any(),
@@ -482,7 +505,7 @@ pub(super) fn watch(context: &Context, args: &NamedArgs) -> Result<ExitCode, Fai
 /// Shows a run's moves until it is over.
 async fn follow(context: &Context, cluster: &Cluster, name: &str) -> Result<ExitCode, Failure> {
     cluster.run(name).await?;
-    let runs = watcher::watch_object(cluster.api::<WorkflowRun>(), name).default_backoff();
+    let runs = watcher::watch_object(cluster.api::<Outside<WorkflowRun>>(), name).default_backoff();
     let mut runs = std::pin::pin!(runs);
     let mut last = String::new();
     while let Some(run) = runs.next().await {
@@ -490,6 +513,9 @@ async fn follow(context: &Context, cluster: &Cluster, name: &str) -> Result<Exit
         let Some(run) = run else {
             return Err(format!("the run `{name}` was deleted").into());
         };
+        let run = run
+            .0
+            .map_err(|why| format!("the run `{name}` cannot be read: {why}"))?;
         let status = run.status.clone().unwrap_or_default();
         let phase = status.phase.unwrap_or_default();
         let progress = status.progress.clone().unwrap_or_default();
@@ -544,6 +570,7 @@ async fn log(context: &Context, cluster: &Cluster, pod: &str, follow: bool) -> R
         container: Some(crate::executor::pod::CONTAINER.to_owned()),
         ..LogParams::default()
     };
+    let pod = object::named(pod).map_err(said)?;
     let stream = cluster
         .api::<Pod>()
         .log_stream(pod, &params)

@@ -18,20 +18,21 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, Preconditions, PropagationPolicy};
-use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
+use crate::api::outside::{Bare, Outside};
 use crate::api::workflow_run::{PodRetention, RunPhase, WorkflowRun};
 use crate::executor::pod::slim::SlimPod;
 use crate::executor::pod::{CONTAINER, FINALIZER, LABEL_RUN_UID};
 
-use super::client::{is_conflict, is_gone};
+use super::client::{is_conflict, is_final, is_gone, is_too_large};
 use super::context::{Context, Whose};
 use super::health::{Health, Need, Pulse};
+use super::object::{self, Pages};
 use super::{apply, workflow_run};
 
 /// How long a watch may be silent before it is begun anew: a connection that is half open is
@@ -48,9 +49,6 @@ const SILENCE: Duration = Duration::from_mins(1);
 /// What the hub needs to know before it works, as readiness names it.
 pub(super) const RUNS: &str = "the list of runs";
 pub(super) const PODS: &str = "the list of pods";
-
-/// How many objects are asked for at once.
-const PAGE: u32 = 500;
 
 /// How often pods are looked through after runs have ended or gone: whoever deletes their pods may
 /// come to it late.
@@ -98,7 +96,7 @@ pub(super) type Place = usize;
 /// weight.
 #[allow(clippy::large_enum_variant)]
 pub(super) enum Incoming {
-    Run(Place, Event<DeserializeGuard<WorkflowRun>>),
+    Run(Place, Event<Outside<WorkflowRun>>),
     Pod(Place, Event<SlimPod>),
     /// A run's task has come to its end, with the run as it is then where it is over, and with
     /// the news that it has not read.
@@ -112,7 +110,7 @@ pub(super) enum Incoming {
     /// All of these were told.
     Surveyed,
     /// A run that no watch had told of.
-    Untold(Place, DeserializeGuard<WorkflowRun>),
+    Untold(Place, Outside<WorkflowRun>),
 }
 
 /// A run that exists.
@@ -205,15 +203,16 @@ where
     if let Some(labels) = labels {
         config = config.labels(labels);
     }
-    let begin = move || watcher(api.clone(), config.clone()).boxed();
-    let begun = (begin(), None, health.clone(), 0);
+    let begin = move |page| watcher(api.clone(), config.clone().page_size(page)).boxed();
+    let state = (0, object::PAGE, Losses::default());
+    let begun = (begin(object::PAGE), None, health.clone(), state);
     futures::stream::unfold((begin, begun), move |(begin, begun)| async move {
-        let (mut events, mut again, health, mut failures) = begun;
+        let (mut events, mut again, health, (mut failures, mut page, mut losses)) = begun;
         loop {
             let event = tokio::select! {
                 event = events.next() => event?,
                 () = at(again) => {
-                    (events, again) = (begin(), None);
+                    (events, again) = (begin(page), None);
                     continue;
                 }
             };
@@ -230,15 +229,34 @@ where
                     if !matches!(event, Event::Init) {
                         failures = 0;
                     }
-                    return Some((event, (begin, (events, again, health, failures))));
+                    return Some((
+                        event,
+                        (begin, (events, again, health, (failures, page, losses))),
+                    ));
+                }
+                Err(watcher::Error::InitialListFailed(error))
+                    if is_too_large(&error) && page > 1 =>
+                {
+                    page = object::smaller(page);
+                    tracing::warn!(
+                        page,
+                        "{what}: a page of the list was too large; it is listed again in smaller ones"
+                    );
+                    events = begin(page);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "{what}: a watch was broken off; it is begun anew");
                     health.because(what, &error.to_string());
-                    tokio::time::sleep(apply::pause(failures + FIRST_PAUSE)).await;
+                    let is_lost = is_lost(&error);
+                    let tries = if is_lost {
+                        failures.max(losses.next())
+                    } else {
+                        failures
+                    };
+                    tokio::time::sleep(apply::pause(tries + FIRST_PAUSE)).await;
                     failures += 1;
-                    if is_too_old(&error) {
-                        events = begin();
+                    if is_lost {
+                        events = begin(page);
                     }
                 }
             }
@@ -246,11 +264,47 @@ where
     })
 }
 
-/// Whether the version that a watch was to go on from is forgotten. A watcher lists anew where an
-/// event says so; where the answer itself does, it would ask for the same version for ever.
-fn is_too_old(error: &watcher::Error) -> bool {
+/// How often a watch was lost of late. The list that comes after each is no sign that the next watch
+/// goes well.
+#[derive(Clone, Copy, Debug, Default)]
+struct Losses {
+    last: Option<Instant>,
+    count: u32,
+}
+
+impl Losses {
+    /// A watch that was well for so long begins from nothing.
+    const FORGOTTEN: Duration = Duration::from_mins(5);
+
+    /// Counts one; gives how many there were before.
+    fn next(&mut self) -> u32 {
+        let now = Instant::now();
+        let before = match self.last {
+            Some(last) if now - last < Self::FORGOTTEN => self.count,
+            _ => 0,
+        };
+        self.last = Some(now);
+        self.count = before.saturating_add(1);
+        before
+    }
+}
+
+/// Whether a watch cannot go on from where it was, so that everything has to be listed again. Its
+/// version may be forgotten: a watcher lists again where an event says so; where the answer itself
+/// does, it would ask for the same version for ever. Or an event cannot be read: what it told of would
+/// never be known, or, where it is larger than any that is read, be told of again for ever.
+fn is_lost(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
+        // What is JSON and no event is taken for an error of the server.
+        watcher::Error::WatchFailed(
+            kube::Error::SerdeError(_)
+            | kube::Error::Api(_)
+            | kube::Error::LinesCodecMaxLineLengthExceeded,
+        )
+        // An event of an object without metadata. The watcher itself lists again, and at once.
+        | watcher::Error::NoResourceVersion => true,
+        watcher::Error::WatchFailed(error) => is_too_large(error),
         _ => false,
     }
 }
@@ -282,9 +336,8 @@ async fn unbroken(
         tokio::time::sleep(apply::pause(tries + 3)).await;
         let runs: Api<WorkflowRun> = Api::namespaced(context.client.clone(), &namespace);
         let name = run.name_any();
-        let now = context
-            .insist("read a run again", || runs.get_opt(&name))
-            .await?;
+        let now = context.insist("read a run again", || object::get(&runs, &name));
+        let now = now.await.ok()??;
         if now.metadata.uid != run.metadata.uid {
             return None;
         }
@@ -301,17 +354,13 @@ async fn look_through<K>(
     mut see: impl FnMut(Vec<ObjectMeta>),
 ) -> kube::Result<()>
 where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    K: Resource + Clone,
 {
-    let mut params = all.clone();
-    loop {
-        let page = api.list_metadata(&params).await?;
-        see(page.items.into_iter().map(|it| it.metadata).collect());
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = all.clone().continue_token(&token),
-            None => return Ok(()),
-        }
+    let mut pages = Pages::of_metadata(all.clone());
+    while let Some(page) = pages.next::<K, Bare<K>>(api).await? {
+        see(page.into_iter().map(|it| it.metadata).collect());
     }
+    Ok(())
 }
 
 /// Whether a pod was made for this run, as far as that can be told.
@@ -459,7 +508,7 @@ impl Hub {
         }
     }
 
-    fn on_run(&mut self, place: Place, event: Event<DeserializeGuard<WorkflowRun>>) {
+    fn on_run(&mut self, place: Place, event: Event<Outside<WorkflowRun>>) {
         match event {
             Event::Init => self.lists.entry(place).or_default().runs = Some(BTreeSet::new()),
             Event::InitApply(run) => {
@@ -501,7 +550,7 @@ impl Hub {
 
     /// `listed`: the run may have been there before this operator looked, and somebody may have
     /// begun it.
-    fn run_applied(&mut self, place: Place, run: DeserializeGuard<WorkflowRun>, listed: bool) {
+    fn run_applied(&mut self, place: Place, run: Outside<WorkflowRun>, listed: bool) {
         let Some(uid) = run.meta().uid.clone() else {
             return;
         };
@@ -585,13 +634,17 @@ impl Hub {
         let (context, done) = (Arc::clone(&self.context), self.done.clone());
         let runs: Api<WorkflowRun> = Api::namespaced(context.client.clone(), &known.namespace);
         let name = known.name.clone();
+        let Some(turn) = context.tasks.begin("missing run", uid.clone()) else {
+            return;
+        };
         tokio::spawn(async move {
+            let _turn = turn;
             let found = context
                 .insist("look for a run that a list did not have", || {
-                    runs.get_metadata_opt(&name)
+                    object::metadata(&runs, &name)
                 })
                 .await;
-            if found.and_then(|found| found.metadata.uid) != Some(uid.clone()) {
+            if found.ok().flatten().and_then(|found| found.uid) != Some(uid.clone()) {
                 let _ = done.send(Incoming::Vanished(uid));
             }
         });
@@ -664,12 +717,7 @@ impl Hub {
                 self.context.client.clone(),
                 &pod.namespace().unwrap_or_default(),
             );
-            tokio::spawn(apply::relabel(
-                Arc::clone(&self.context),
-                pods,
-                pod.metadata.clone(),
-                uid.clone(),
-            ));
+            apply::relabel_later(&self.context, pods, &pod.metadata, uid);
         }
         let lists = self.lists.entry(place).or_default();
         if let Some(live) = self.live.get(uid) {
@@ -712,21 +760,26 @@ impl Hub {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let pod_uid = pod.uid();
         if has_ended(pod) {
-            if let (true, PodRetention::Never, Some(uid)) = (listed, over.retention, pod_uid) {
+            if let (true, PodRetention::Never, Some(uid)) = (listed, over.retention, pod_uid)
+                && let Some(turn) = self.turn("reap", pod)
+            {
                 let pods = Api::namespaced(context.client.clone(), &namespace);
                 tokio::spawn(async move {
+                    let _turn = turn;
                     apply::delete(&context, Whose::House, &pods, &name, uid).await;
                 });
             }
             return;
         }
+        let Some(turn) = self.turn("reap", pod) else {
+            return;
+        };
         tokio::spawn(async move {
+            let _turn = turn;
             // The watch of pods may lag behind: what has ended stays, for its log.
             let pods: Api<SlimPod> = Api::namespaced(context.client.clone(), &namespace);
-            let now = context
-                .insist("look at a pod", || pods.get_opt(&name))
-                .await;
-            if let Some(SlimPod(now)) = now
+            let now = context.insist("look at a pod", || object::get(&pods, &name));
+            if let Ok(Some(SlimPod(now))) = now.await
                 && now.uid() == pod_uid
                 && is_of(&now, &uid)
                 && !has_ended(&now)
@@ -746,8 +799,12 @@ impl Hub {
         }
         let uid = self.run_of(pod).cloned().unwrap_or_default();
         let known_over = self.over.contains_key(&uid) || self.gone.contains(&uid);
+        let Some(turn) = self.turn("strip", pod) else {
+            return;
+        };
         let (context, pod) = (Arc::clone(&self.context), pod.clone());
         tokio::spawn(async move {
+            let _turn = turn;
             let namespace = pod.namespace().unwrap_or_default();
             // The watch of runs may lag behind that of pods: a run that is not known is asked for.
             if !known_over && context.run_is_live(&namespace, &pod, &uid).await {
@@ -756,6 +813,12 @@ impl Hub {
             let pods = Api::namespaced(context.client.clone(), &namespace);
             apply::strip(&pods, pod, Some((&context, Whose::House))).await;
         });
+    }
+
+    /// The turn to do this to a pod; none while it is being done: each event of the pod asks for it.
+    fn turn(&self, what: &'static str, pod: &Pod) -> Option<super::context::Turn> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        self.context.tasks.begin(what, uid)
     }
 
     /// When to ask again for what no watch may have told.
@@ -773,10 +836,14 @@ impl Hub {
     /// Asks for all pods of this operator's runs, in pages.
     fn look_for_held(&self) {
         let (context, done) = (Arc::clone(&self.context), self.done.clone());
+        // One that does not come to an end is not joined by others.
+        let Some(turn) = context.tasks.begin("look through pods", String::new()) else {
+            return;
+        };
         tokio::spawn(async move {
+            let _turn = turn;
             let options = &context.options;
             let ours = ListParams::default().labels(&super::pod_labels(options));
-            let ours = ours.limit(PAGE);
             let see = |page: Vec<ObjectMeta>| {
                 let pods = page.into_iter().map(|metadata| Pod {
                     metadata,
@@ -811,7 +878,7 @@ impl Hub {
                 let mut answer = look_through(&runs, &unfinished, see).await;
                 if matches!(&answer, Err(kube::Error::Api(status)) if status.code == 400) {
                     // An API server before 1.31 knows no such field.
-                    let every = ListParams::default().limit(PAGE);
+                    let every = ListParams::default();
                     answer = look_through(&runs, &every, see).await;
                 }
                 if let Err(error) = answer {
@@ -838,9 +905,9 @@ impl Hub {
         tokio::spawn(async move {
             for run in runs {
                 let namespace = run.namespace.unwrap_or_default();
-                let api: Api<DeserializeGuard<WorkflowRun>> =
-                    Api::namespaced(context.client.clone(), &namespace);
-                let found = api.get_opt(&run.name.unwrap_or_default()).await;
+                let api: Api<WorkflowRun> = Api::namespaced(context.client.clone(), &namespace);
+                let name = run.name.unwrap_or_default();
+                let found = object::look::<_, Outside<WorkflowRun>>(&api, &name).await;
                 if let Ok(Some(found)) = found
                     && found.meta().uid == run.uid
                 {
@@ -891,7 +958,11 @@ impl Hub {
                 return;
             };
             let context = Arc::clone(&self.context);
+            let Some(turn) = context.tasks.begin("expire", expired.uid.clone()) else {
+                continue;
+            };
             tokio::spawn(async move {
+                let _turn = turn;
                 let runs: Api<WorkflowRun> =
                     Api::namespaced(context.client.clone(), &expired.namespace);
                 let params = DeleteParams {
@@ -913,11 +984,15 @@ impl Hub {
                             return;
                         }
                         Err(error) if is_gone(&error) => return,
+                        Err(error) if is_final(&error) => {
+                            tracing::error!(run = expired.name, %error, "cannot delete an expired run");
+                            return;
+                        }
                         Err(error) => {
                             // A conflict may be that of the precondition, or any other.
                             if is_conflict(&error)
-                                && let Ok(now) = runs.get_opt(&expired.name).await
-                                && now.is_none_or(|now| now.uid().as_ref() != Some(&expired.uid))
+                                && let Ok(now) = object::metadata(&runs, &expired.name).await
+                                && now.is_none_or(|now| now.uid.as_ref() != Some(&expired.uid))
                             {
                                 return;
                             }

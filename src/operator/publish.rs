@@ -35,6 +35,7 @@ use super::broken;
 use super::client::{is_conflict, is_gone};
 use super::context::{Context, Whose};
 use super::floor::Floor;
+use super::object;
 use super::pacer::Ticket;
 use super::resolve::Unresolved;
 use super::status::{self, PAGE, PodFacts};
@@ -560,7 +561,7 @@ impl Write {
             },
             Err(error) if is_gone(&error) => Published::Gone,
             Err(kube::Error::Api(status)) if status.code == 409 => {
-                match runs.get_opt(&name).await {
+                match object::get(&runs, &name).await {
                     Ok(Some(run)) if run.metadata.uid == self.run.metadata.uid => {
                         Published::Conflict { run: Arc::new(run) }
                     }
@@ -665,8 +666,8 @@ impl Write {
                 // It was made before a restart, the answer was lost, or somebody changed it. What
                 // we know is the truth: whoever else has written it does not lead any more.
                 Err(error) if is_conflict(&error) && tries < CONFLICTS => {
-                    let now = pages.get_metadata_opt(&name).await?;
-                    let version = now.and_then(|now| now.metadata.resource_version);
+                    let now = object::metadata(pages, &name).await?;
+                    let version = now.and_then(|now| now.resource_version);
                     self.made.set(index, version);
                 }
                 Err(error) => return Err(error),

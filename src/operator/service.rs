@@ -13,8 +13,7 @@ use futures::future::join_all;
 use futures::stream::{SelectAll, select_all};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
-use kube::core::DeserializeGuard;
+use kube::api::{Api, Patch, PatchParams};
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::{self, ObjectRef, Store};
@@ -24,12 +23,14 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::api::condition::{self, News, READY};
+use crate::api::outside::{Bare, Outside};
 use crate::api::service::{Service, ServiceStatus, check};
 use crate::catalog::cluster::{self, Found, NotFound};
 
 use super::context::Context;
 use super::health::Health;
 use super::hub::watch;
+use super::object;
 use super::options::{Options, Scope};
 
 /// How long after a change of a catalogue's `ConfigMaps` it is looked at: what is applied together
@@ -44,7 +45,7 @@ const CONFIG_MAPS: &str = "the cache of catalogue ConfigMaps";
 const MESSAGES: usize = 64 * 1024;
 
 /// A `Service` that may be one that cannot be read.
-type Guarded = DeserializeGuard<Service>;
+type Guarded = Outside<Service>;
 
 /// What is known of a kind: a store for each namespace that is watched, or one for all.
 #[derive(Clone)]
@@ -72,7 +73,7 @@ where
 #[derive(Clone)]
 pub(super) struct Shelves {
     services: Shelf<Guarded>,
-    config_maps: Shelf<ConfigMap>,
+    config_maps: Shelf<Outside<ConfigMap>>,
 }
 
 impl Shelves {
@@ -100,7 +101,7 @@ impl Shelves {
             services
                 .iter()
                 .filter_map(|service| service.0.as_ref().ok()),
-            config_maps.iter().map(AsRef::as_ref),
+            config_maps.iter().filter_map(|map| map.0.as_ref().ok()),
         )
     }
 }
@@ -125,13 +126,13 @@ pub(super) fn start(
     }
     let mut config_maps = Vec::new();
     let mut changed_folders = SelectAll::new();
-    for api in super::apis::<ConfigMap>(client, &scope) {
+    for api in super::apis::<Outside<ConfigMap>>(client, &scope) {
         let (store, writer) = reflector::store();
         config_maps.push(store);
         let changes = watch(api, Some(cluster::LABEL), health, CONFIG_MAPS, anew);
         let changes = changes.map(slim).map(Ok);
         let changes = reflector::reflector(writer, changes);
-        changed_folders.push(names_of(changes, cluster::folder_of).boxed());
+        changed_folders.push(names_of(changes, folder_of).boxed());
     }
     let shelves = Shelves {
         services: Shelf(services),
@@ -321,16 +322,16 @@ fn shorten(status: &mut ServiceStatus) {
 async fn refuse_unreadable(invalid: &InvalidObject, context: &Context) -> kube::Result<()> {
     let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
     let name = invalid.metadata.name.clone().unwrap_or_default();
-    let services: Api<DynamicObject> = Api::namespaced_with(
-        context.client.clone(),
-        &namespace,
-        &ApiResource::erase::<Service>(&()),
-    );
-    let found = services.get(&name).await?;
+    // Neither the service nor the answer to a write can be read as a whole.
+    let services: Api<Bare<Service>> = Api::namespaced(context.client.clone(), &namespace);
+    let Some(found) = object::look::<_, Bare<Service>>(&services, &name).await? else {
+        return Ok(());
+    };
     if found.metadata.resource_version != invalid.metadata.resource_version {
         return Ok(());
     }
-    let conditions = found.data.pointer("/status/conditions").cloned();
+    let status = found.status.unwrap_or_default();
+    let conditions = status.get("conditions").cloned();
     // One that cannot be read either is replaced.
     let mut conditions = conditions
         .and_then(|conditions| serde_json::from_value(conditions).ok())
@@ -358,13 +359,24 @@ async fn refuse_unreadable(invalid: &InvalidObject, context: &Context) -> kube::
 
 // ConfigMaps
 
+/// The folder of a `ConfigMap`, also of one that cannot be read: its label says it.
+fn folder_of(map: &Outside<ConfigMap>) -> Option<Folder> {
+    match &map.0 {
+        Ok(map) => cluster::folder_of(map),
+        Err(invalid) => cluster::folder_of(&ConfigMap {
+            metadata: invalid.metadata.clone(),
+            ..ConfigMap::default()
+        }),
+    }
+}
+
 /// A catalogue: its namespace and folder.
 type Folder = (String, String);
 
 /// Looks after the catalogues in `ConfigMaps`, each a short while after it was changed.
 async fn look_after(
     context: &Context,
-    shelf: &Shelf<ConfigMap>,
+    shelf: &Shelf<Outside<ConfigMap>>,
     mut changes: impl Stream<Item = Folder> + Unpin,
 ) {
     let mut changed: BTreeSet<Folder> = BTreeSet::new();
@@ -402,7 +414,7 @@ async fn look_after(
     }
 }
 
-fn complain(context: &Context, map: &ConfigMap, problems: &[String]) {
+fn complain(context: &Context, map: &Outside<ConfigMap>, problems: &[String]) {
     let namespace = map.namespace().unwrap_or_default();
     let name = map.name_any();
     for problem in problems {
@@ -420,21 +432,29 @@ impl Told {
     async fn news(
         &mut self,
         folder: &Folder,
-        maps: &[Arc<ConfigMap>],
-    ) -> Vec<(Arc<ConfigMap>, Vec<String>)> {
-        let maps: Vec<Arc<ConfigMap>> = (maps.iter())
-            .filter(|map| cluster::folder_of(map).as_ref() == Some(folder))
+        maps: &[Arc<Outside<ConfigMap>>],
+    ) -> Vec<(Arc<Outside<ConfigMap>>, Vec<String>)> {
+        let maps: Vec<Arc<Outside<ConfigMap>>> = (maps.iter())
+            .filter(|map| folder_of(map).as_ref() == Some(folder))
             .cloned()
             .collect();
         let (_, path) = folder.clone();
         let check = move || {
-            let mut found: Vec<(Arc<ConfigMap>, Vec<String>)> =
-                maps.into_iter().map(|map| (map, Vec::new())).collect();
-            let all: Vec<Arc<ConfigMap>> = found.iter().map(|(map, _)| Arc::clone(map)).collect();
-            let all: Vec<&ConfigMap> = all.iter().map(AsRef::as_ref).collect();
+            let unread = |map: &Outside<ConfigMap>| {
+                let invalid = map.0.as_ref().err()?;
+                Some(format!("the ConfigMap cannot be read: {}", invalid.error))
+            };
+            let found = maps.into_iter().map(|map| {
+                let problems = Vec::from_iter(unread(&map));
+                (map, problems)
+            });
+            let mut found: Vec<(Arc<Outside<ConfigMap>>, Vec<String>)> = found.collect();
+            let all: Vec<Arc<Outside<ConfigMap>>> =
+                found.iter().map(|(map, _)| Arc::clone(map)).collect();
+            let all: Vec<&ConfigMap> = all.iter().filter_map(|map| map.0.as_ref().ok()).collect();
             for (of, problem) in cluster::problems(&path, &all) {
                 let uid = &of.metadata.uid;
-                let of = found.iter_mut().find(|(map, _)| map.metadata.uid == *uid);
+                let of = found.iter_mut().find(|(map, _)| map.meta().uid == *uid);
                 if let Some((_, problems)) = of {
                     problems.push(problem);
                 }
@@ -443,7 +463,7 @@ impl Told {
             found
         };
         let found = tokio::task::spawn_blocking(check).await.unwrap_or_default();
-        let uid = |map: &ConfigMap| map.metadata.uid.clone().unwrap_or_default();
+        let uid = |map: &Outside<ConfigMap>| map.meta().uid.clone().unwrap_or_default();
         let now: BTreeMap<String, Vec<String>> = (found.iter())
             .map(|(map, problems)| (uid(map), problems.clone()))
             .collect();

@@ -38,6 +38,7 @@ use crate::value::Value;
 
 use super::client::{is_conflict, is_gone};
 use super::context::Context;
+use super::object;
 use super::resolve::Unresolved;
 use parcel::{Content, Name, Parcel};
 
@@ -196,10 +197,9 @@ pub(super) async fn read(
     let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
     let mut found = Vec::new();
     for name in names {
-        let map = context
-            .insist("read a snapshot", || maps.get_opt(name))
-            .await;
-        found.push((name.as_str(), map));
+        // One that can have no such name, or cannot be read, is none of ours.
+        let map = context.insist("read a snapshot", || object::get(&maps, name));
+        found.push((name.as_str(), map.await.ok().flatten()));
     }
     unpack(run, found)
 }
@@ -215,9 +215,8 @@ pub(super) async fn scripts(
     let mut all = Vec::new();
     for scripts in &pinned.scripts {
         let name = &scripts.config_map;
-        let map = context
-            .insist("read a snapshot", || maps.get_opt(name))
-            .await;
+        let map = context.insist("read a snapshot", || object::get(&maps, name));
+        let map = map.await.ok().flatten();
         let broken = |why: String| {
             let message = format!("the scripts of this run cannot be read any more: {why}");
             Unresolved::never("SnapshotBroken", message)
@@ -343,7 +342,7 @@ async fn read_params(client: &Client, run: &WorkflowRun) -> Result<Option<Params
             "ConfigMap {namespace}/{} of spec.paramsFrom[{place}]",
             wanted.name
         );
-        let map = maps.get_opt(&wanted.name).await;
+        let map = object::get(&maps, &wanted.name).await;
         match map.map_err(|error| refused(&format!("cannot read the {what}"), &error))? {
             Some(map) => params.extend(map.data.into_iter().flatten().map(param)),
             None if wanted.optional == Some(true) => {}
@@ -382,7 +381,7 @@ async fn read_template(client: &Client, run: &WorkflowRun) -> Result<(String, St
             source.config_map
         );
         if !read.contains_key(source.config_map.as_str()) {
-            let map = maps.get_opt(&source.config_map).await;
+            let map = object::get(&maps, &source.config_map).await;
             let map = map
                 .map_err(|error| refused(&format!("cannot read the {what}"), &error))?
                 .ok_or_else(|| {
@@ -451,6 +450,8 @@ fn refused(what: &str, error: &kube::Error) -> Unresolved {
         kube::Error::Api(status) if [400, 413, 422].contains(&status.code) => {
             Unresolved::never("NotPinned", message)
         }
+        // Said of its name, which is fixed with the run or pinned with its service.
+        kube::Error::BuildRequest(_) => Unresolved::never("InvalidName", message),
         _ => Unresolved::wait("NotPinned", message),
     }
 }
@@ -534,7 +535,7 @@ impl<'a> Keeper<'a> {
                 "ConfigMap {}/{} with scripts of {}",
                 found.namespace, source.config_map, found.source
             );
-            let author = authors.get_opt(&source.config_map).await;
+            let author = object::get(&authors, &source.config_map).await;
             let author = author
                 .map_err(|error| refused(&format!("cannot read the {what}"), &error))?
                 .ok_or_else(|| {
@@ -667,7 +668,7 @@ async fn keep_copy(
             tokio::time::sleep(Duration::from_millis(20 << tries)).await;
         }
         let found = if look {
-            let found = maps.get_opt(&name).await;
+            let found = object::get(maps, &name).await;
             found.map_err(|error| refused(&format!("cannot read the {what}"), &error))?
         } else {
             None

@@ -16,6 +16,7 @@ use kube::{Client, Config, ResourceExt};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
+use crate::api::outside::Bare;
 use crate::api::{LABEL_MANAGED_BY, MANAGED_BY};
 use crate::executor::pod::FINALIZER;
 
@@ -24,10 +25,8 @@ use super::apply;
 use super::client::client;
 use super::lease::Leadership;
 use super::metrics::Metrics;
+use super::object::Pages;
 use super::options::Scope;
-
-/// Pods in one answer of a list: some hundred kilobytes of metadata.
-const PAGE: u32 = 500;
 
 /// Patches in flight at once.
 const AT_ONCE: usize = 16;
@@ -141,7 +140,11 @@ async fn turn(
     if let Some(operators) = &order.after {
         let api: Api<Pod> = Api::namespaced(client.clone(), &operators.namespace);
         let params = ListParams::default().labels(&operators.selector);
-        let there = api.list_metadata(&params).await?.items.len();
+        let mut pages = Pages::of_metadata(params);
+        let mut there = 0;
+        while let Some(page) = pages.next::<_, Bare<Pod>>(&api).await? {
+            there += page.len();
+        }
         if there > 0 {
             return Ok(Some(format!(
                 "{there} pods of the operator are still there"
@@ -151,21 +154,15 @@ async fn turn(
     let mut found = Vec::new();
     for api in super::apis::<Pod>(client, &order.scope) {
         let labels = format!("{LABEL_MANAGED_BY}={MANAGED_BY}");
-        let mut params = ListParams::default().labels(&labels).limit(PAGE);
-        loop {
-            let page = api.list_metadata(&params).await?;
+        let mut pages = Pages::of_metadata(ListParams::default().labels(&labels));
+        while let Some(page) = pages.next::<_, Bare<Pod>>(&api).await? {
             let held = page
-                .items
                 .into_iter()
                 .filter(|pod| pod.finalizers().iter().any(|it| it == FINALIZER));
             found.extend(held.map(|pod| Pod {
                 metadata: pod.metadata,
                 ..Pod::default()
             }));
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
-                None => break,
-            }
         }
     }
     if found.is_empty() {

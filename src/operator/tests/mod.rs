@@ -20,6 +20,7 @@ mod fake;
 mod faults;
 mod golden;
 mod holes;
+mod hostile;
 mod process;
 mod raw;
 mod record;

@@ -33,7 +33,7 @@ use crate::engine::state::{NodeState, RunState};
 use crate::engine::step::{Limits, Verdict, step};
 use crate::executor::pod::build::pod_name;
 use crate::executor::pod::slim::SlimPod;
-use crate::operator::apply::{Answer, CallOff, Hand, of_run};
+use crate::operator::apply::{Answer, CallOff, Hand, of_run, pause};
 use crate::operator::broken;
 use crate::operator::context::Context;
 use crate::operator::floor::Floor;
@@ -176,10 +176,22 @@ async fn has_begun(context: &Context, run: &WorkflowRun, old: bool) -> bool {
     let namespace = run.namespace().unwrap_or_default();
     let pods: Api<SlimPod> = Api::namespaced(context.client.clone(), &namespace);
     let uid = run.uid().unwrap_or_default();
-    let all = of_run(&uid);
-    let found = context.insist("look for pods of a cancelled run", || pods.list(&all));
-    // Labels only filter.
-    found.await.iter().any(|pod| is_of(&pod.0, &uid))
+    let mut tries = 0;
+    let mut pages = of_run(&uid);
+    loop {
+        match pages.next::<_, SlimPod>(&pods).await {
+            // Labels only filter.
+            Ok(Some(page)) if page.iter().any(|pod| is_of(&pod.0, &uid)) => return true,
+            Ok(Some(_)) => {}
+            Ok(None) => return false,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for pods of a cancelled run yet");
+                pages.restart();
+                tokio::time::sleep(pause(tries)).await;
+                tries += 1;
+            }
+        }
+    }
 }
 
 /// What is known of a node's current attempt.

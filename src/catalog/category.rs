@@ -46,6 +46,7 @@ fn problem(source: &str, path: &str, message: String) -> Problems {
         at: crate::value::Place::NONE,
         path: path.to_owned(),
         message,
+        too_large: false,
     };
     Problems::new(source, vec![problem])
 }

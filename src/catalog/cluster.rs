@@ -13,6 +13,7 @@
 //! Must not ask the cluster: it is given the objects.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::ByteString;
@@ -24,10 +25,10 @@ use crate::api::Object;
 use crate::api::service::{ParamDecl, ScriptSource, Service, ServiceVersion};
 use crate::api::workflow_run::{ExecutorKind, PodOverrides};
 use crate::engine::name::{Fqsn, FqsnError};
-use crate::template::{Filling, Template};
+use crate::template::{Filling, Limits, Template};
 
 use super::category::{self, ENDINGS};
-use super::gzip;
+use super::gzip::{self, GzipError};
 
 /// Label of a `ConfigMap` that is part of a catalogue; its value does not matter.
 pub const LABEL: &str = "apscli.dev/catalog";
@@ -128,6 +129,14 @@ pub enum NotFound {
         /// Which versions there are.
         why: String,
     },
+    /// What was looked at unfolds to more than was asked for.
+    #[error("{fqsn} is larger than {most} bytes")]
+    Larger {
+        /// The name.
+        fqsn: String,
+        /// How much was asked for.
+        most: usize,
+    },
     /// It may be there, but cannot be read.
     #[error("{fqsn} cannot be read: {why}")]
     Unreadable {
@@ -138,15 +147,48 @@ pub enum NotFound {
     },
 }
 
+/// Annotation of an object in the operator's memory of which the content was not taken in: why. No
+/// author can set it, as the operator keeps none of their annotations but [`FOLDER`].
+pub const REFUSED: &str = "apscli.dev/refused";
+
+/// How much compressed texts may unfold to, and whether one would have been more.
+struct Unfolding {
+    most: usize,
+    is_over: Cell<bool>,
+}
+
+impl Unfolding {
+    fn to(most: usize) -> Self {
+        Self {
+            most,
+            is_over: Cell::new(false),
+        }
+    }
+
+    /// The content of a key as a text, unfolded where it is compressed, or in words why it is
+    /// none.
+    fn text(&self, map: &ConfigMap, key: &str) -> Option<Result<String, String>> {
+        let content = bytes(map, key)?;
+        let text = if gzip::is_gzip(content) {
+            gzip::decompress_within(content, self.most)
+        } else if content.len() > self.most {
+            Err(GzipError::TooLarge)
+        } else {
+            Ok(content.to_vec())
+        };
+        self.is_over.set(
+            self.is_over.get() || self.most < gzip::LARGEST && text == Err(GzipError::TooLarge),
+        );
+        let text = text.map_err(|error| error.to_string()).and_then(utf8);
+        Some(text.map_err(|why| format!("{}: {why}", key_source(map, key))))
+    }
+}
+
 /// Looks for a service. Only `Service` objects and `ConfigMaps` of the two namespaces count, and
 /// of the latter those of a catalogue; others may be among them.
 ///
 /// # Errors
 /// Where no level has it, or the first that has it does not give a template.
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "an iterator is handed over, and looked through as often as there are levels"
-)]
 pub fn find<'a>(
     fqsn: &str,
     version: Option<&str>,
@@ -155,12 +197,52 @@ pub fn find<'a>(
     services: impl Iterator<Item = &'a Service> + Clone,
     config_maps: impl Iterator<Item = &'a ConfigMap> + Clone,
 ) -> Result<Found, NotFound> {
+    let asked = (fqsn, version);
+    let most = gzip::LARGEST;
+    find_within(asked, namespace, shared, services, config_maps, most)
+}
+
+/// The same for a name and a version; where one of the texts that have to be read is more than
+/// `most` bytes, the error is [`NotFound::Larger`].
+///
+/// # Errors
+/// As [`find`].
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "an iterator is handed over, and looked through as often as there are levels"
+)]
+pub fn find_within<'a>(
+    (fqsn, version): (&str, Option<&str>),
+    namespace: &str,
+    shared: &str,
+    services: impl Iterator<Item = &'a Service> + Clone,
+    config_maps: impl Iterator<Item = &'a ConfigMap> + Clone,
+    most: usize,
+) -> Result<Found, NotFound> {
     let name: Fqsn = fqsn.parse()?;
+    let unfolding = Unfolding::to(most);
     let asked = Asked {
         fqsn,
         name: &name,
         version,
+        unfolding: &unfolding,
     };
+    let found = find_in(&asked, namespace, shared, services, config_maps);
+    if unfolding.is_over.get() {
+        let fqsn = fqsn.to_owned();
+        return Err(NotFound::Larger { fqsn, most });
+    }
+    found
+}
+
+fn find_in<'a>(
+    asked: &Asked<'_>,
+    namespace: &str,
+    shared: &str,
+    services: impl Iterator<Item = &'a Service> + Clone,
+    config_maps: impl Iterator<Item = &'a ConfigMap> + Clone,
+) -> Result<Found, NotFound> {
+    let fqsn = asked.fqsn;
     let namespaces = if namespace == shared {
         vec![namespace]
     } else {
@@ -195,6 +277,7 @@ struct Asked<'a> {
     fqsn: &'a str,
     name: &'a Fqsn,
     version: Option<&'a str>,
+    unfolding: &'a Unfolding,
 }
 
 /// An entry of a category file in a `ConfigMap`.
@@ -246,10 +329,16 @@ impl Asked<'_> {
 
     fn of_service(&self, service: &Service) -> Result<Found, NotFound> {
         let source = service_source(service);
+        if let Some(why) = refused(service) {
+            return Err(self.unreadable(format!("{source}: {why}")));
+        }
         let spec = &service.spec;
         let chosen = spec
             .version(self.version)
             .map_err(|why| self.no_version(&source, why))?;
+        if chosen.memory() > self.unfolding.most && self.unfolding.most < gzip::LARGEST {
+            self.unfolding.is_over.set(true);
+        }
         let template = written(&source, chosen).map_err(|why| self.unreadable(why))?;
         Ok(Found {
             namespace: service.namespace().unwrap_or_default(),
@@ -279,6 +368,9 @@ impl Asked<'_> {
         let mut found = Vec::new();
         let mut unread = Vec::new();
         for map in &maps {
+            if let Some(why) = refused(*map) {
+                unread.push(format!("{}: {why}", map_source(map)));
+            }
             for ending in ENDINGS {
                 let key = format!("{stem}.{ending}");
                 match self.entry(map, &key) {
@@ -297,7 +389,7 @@ impl Asked<'_> {
     }
 
     fn entry(&self, map: &ConfigMap, key: &str) -> Result<Option<Entry>, String> {
-        let Some(text) = text(map, key) else {
+        let Some(text) = self.unfolding.text(map, key) else {
             return Ok(None);
         };
         let source = key_source(map, key);
@@ -329,7 +421,8 @@ impl Asked<'_> {
             .map_err(|why| self.no_version(source, why))?;
         let unreadable = |why: String| self.unreadable(format!("{source}: {why}"));
         let (holder, key) = template_at(maps, folder, version, path).map_err(unreadable)?;
-        let text = text(holder, &key).unwrap_or_else(|| Ok(String::new()));
+        let text = self.unfolding.text(holder, &key);
+        let text = text.unwrap_or_else(|| Ok(String::new()));
         Ok(Found {
             source: source.clone(),
             namespace: namespace.clone(),
@@ -341,7 +434,7 @@ impl Asked<'_> {
             },
             params: Vec::new(),
             scripts: Vec::new(),
-            files: beside(maps, &key).map_err(unreadable)?,
+            files: beside(maps, &key, self.unfolding).map_err(unreadable)?,
             image: None,
             executor: None,
             network: None,
@@ -382,8 +475,8 @@ fn template_at<'m>(
 }
 
 /// The keys that the entries of a folder's category files name as their templates.
-fn templates(maps: &[&ConfigMap]) -> BTreeSet<String> {
-    categories(maps)
+fn templates(maps: &[&ConfigMap], unfolding: &Unfolding) -> BTreeSet<String> {
+    categories(maps, unfolding)
         .filter_map(|(_, _, entries)| entries.ok())
         .flatten()
         .filter_map(|(_, _, entry)| entry.ok())
@@ -394,12 +487,16 @@ fn templates(maps: &[&ConfigMap]) -> BTreeSet<String> {
 
 /// The files of a template's folder and of the folders below it, but for templates and category
 /// files; or in words, which of them is there twice.
-fn beside(maps: &[&ConfigMap], template: &str) -> Result<Vec<Files>, String> {
+fn beside(
+    maps: &[&ConfigMap],
+    template: &str,
+    unfolding: &Unfolding,
+) -> Result<Vec<Files>, String> {
     let prefix = match template.rsplit_once(SLASH) {
         Some((folder, _)) => format!("{folder}{SLASH}"),
         None => String::new(),
     };
-    let templates = templates(maps);
+    let templates = templates(maps, unfolding);
     let mut folders: BTreeMap<String, Files> = BTreeMap::new();
     for map in maps {
         let texts = map.data.iter().flatten();
@@ -471,6 +568,7 @@ type Parsed = (String, String, Result<category::Entry, String>);
 /// it is.
 fn categories<'m>(
     maps: &[&'m ConfigMap],
+    unfolding: &Unfolding,
 ) -> impl Iterator<Item = (&'m ConfigMap, &'m String, Result<Vec<Parsed>, String>)> {
     maps.iter().flat_map(|map| {
         let keys = map.data.iter().flat_map(BTreeMap::keys);
@@ -478,7 +576,7 @@ fn categories<'m>(
         keys.filter_map(|key| {
             let stem = category_stem(key)?;
             let source = key_source(map, key);
-            let entries = text(map, key)?.and_then(|text| {
+            let entries = unfolding.text(map, key)?.and_then(|text| {
                 category::parse(&source, &text).map_err(|problems| problems.to_string())
             });
             let entries = entries.map(|entries| {
@@ -500,14 +598,75 @@ pub fn folder_of(map: &ConfigMap) -> Option<(String, String)> {
     Some((map.namespace().unwrap_or_default(), folder.to_owned()))
 }
 
-/// What is wrong with a folder of a catalogue, whose `ConfigMaps` these are: each problem with
-/// the one that says what cannot be had.
+/// Templates that were checked, by the version of the `ConfigMap` and the key that have them: each
+/// is read once, however many entries name it and however often others of its folder change.
+#[derive(Clone, Debug, Default)]
+pub struct Checks(BTreeMap<(String, String, String), Result<(), String>>);
+
+impl Checks {
+    /// Forgets the templates of `ConfigMaps` that are not among these.
+    pub fn retain(&mut self, maps: &[&ConfigMap]) {
+        let versions: BTreeSet<(&str, &str)> = maps.iter().map(|map| version(map)).collect();
+        self.0
+            .retain(|(uid, version, _), _| versions.contains(&(uid.as_str(), version.as_str())));
+    }
+
+    /// How many templates were checked.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether none was checked.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// UID and version of a `ConfigMap`.
+fn version(map: &ConfigMap) -> (&str, &str) {
+    let metadata = &map.metadata;
+    (
+        metadata.uid.as_deref().unwrap_or_default(),
+        metadata.resource_version.as_deref().unwrap_or_default(),
+    )
+}
+
+/// Why the operator did not take in the content of an object; none: it did.
 #[must_use]
-pub fn problems<'m>(folder: &str, maps: &[&'m ConfigMap]) -> Vec<(&'m ConfigMap, String)> {
-    let mut problems = Vec::new();
+pub fn refused(object: &impl ResourceExt) -> Option<&str> {
+    object.annotations().get(REFUSED).map(String::as_str)
+}
+
+/// Most problems of a folder that are reported.
+const MAX_PROBLEMS: usize = 200;
+
+/// What is wrong with a folder of a catalogue, whose `ConfigMaps` these are: each problem with
+/// the one that says what cannot be had. `checks` are those of earlier times.
+#[must_use]
+pub fn problems<'m>(
+    folder: &str,
+    maps: &[&'m ConfigMap],
+    checks: &mut Checks,
+) -> Vec<(&'m ConfigMap, String)> {
+    let mut problems: Vec<(&ConfigMap, String)> = (maps.iter())
+        .filter_map(|map| Some((*map, format!("{}: {}", map_source(map), refused(*map)?))))
+        .collect();
     let mut seen: BTreeMap<(String, String), String> = BTreeMap::new();
-    let templates = templates(maps);
-    for (map, key, entries) in categories(maps) {
+    let unfolding = Unfolding::to(gzip::LARGEST);
+    let templates = templates(maps, &unfolding);
+    let mut holders: BTreeMap<&str, Vec<&ConfigMap>> = BTreeMap::new();
+    for map in maps {
+        let keys = map.data.iter().flat_map(BTreeMap::keys);
+        for key in keys.chain(map.binary_data.iter().flat_map(BTreeMap::keys)) {
+            holders.entry(key).or_default().push(map);
+        }
+    }
+    for (map, key, entries) in categories(maps, &unfolding) {
+        if problems.len() > MAX_PROBLEMS {
+            break;
+        }
         let source = key_source(map, key);
         // A template may look like a category file by its name; then it has no services.
         let is_category = |entries: &Vec<Parsed>| entries.iter().any(|(.., it)| it.is_ok());
@@ -548,7 +707,7 @@ pub fn problems<'m>(folder: &str, maps: &[&'m ConfigMap]) -> Vec<(&'m ConfigMap,
                 wrong(format!("{source}: {fqsn}: {why}"));
             }
             for (version, path) in &entry.templates {
-                if let Err(why) = check(maps, folder, version, path) {
+                if let Err(why) = check(maps, &holders, (folder, version, path), checks) {
                     wrong(format!("{source}: {fqsn}: {why}"));
                 }
             }
@@ -557,13 +716,42 @@ pub fn problems<'m>(folder: &str, maps: &[&'m ConfigMap]) -> Vec<(&'m ConfigMap,
     problems
 }
 
-fn check(maps: &[&ConfigMap], folder: &str, version: &str, path: &str) -> Result<(), String> {
-    let (holder, key) = template_at(maps, folder, version, path)?;
-    let text = text(holder, &key).unwrap_or_else(|| Ok(String::new()))?;
-    Template::read(&key_source(holder, &key), &text)
-        .and_then(|template| template.graph(Filling::Later))
-        .map(drop)
-        .map_err(|problems| problems.to_string())
+fn check(
+    maps: &[&ConfigMap],
+    holders: &BTreeMap<&str, Vec<&ConfigMap>>,
+    (folder, version, path): (&str, &str, &str),
+    checks: &mut Checks,
+) -> Result<(), String> {
+    let key = template_key(path)?;
+    let candidates = holders.get(key.as_str());
+    let (holder, key) = match candidates.map(Vec::as_slice) {
+        Some(&[holder]) => (holder, key),
+        // In words why there is none, or more than one.
+        Some(several) => template_at(several, folder, version, path)?,
+        None => template_at(maps, folder, version, path)?,
+    };
+    let (uid, of) = self::version(holder);
+    let known = (uid.to_owned(), of.to_owned(), key.clone());
+    let check = || {
+        let unfolding = Unfolding::to(gzip::LARGEST);
+        let text = unfolding.text(holder, &key);
+        let text = text.unwrap_or_else(|| Ok(String::new()))?;
+        Template::read_within(&key_source(holder, &key), &text, Limits::CLUSTER)
+            .and_then(|template| template.graph(Filling::Later))
+            .map(drop)
+            .map_err(|problems| cut(problems.to_string()))
+    };
+    checks.0.entry(known).or_insert_with(check).clone()
+}
+
+/// The beginning of what is wrong with a template: an Event holds no more.
+fn cut(mut text: String) -> String {
+    const LONGEST: usize = 2_000;
+    if text.len() > LONGEST {
+        text.truncate(text.floor_char_boundary(LONGEST));
+        text.push('…');
+    }
+    text
 }
 
 /// The template of a version of a service, or in words why there is none.
@@ -621,12 +809,6 @@ pub fn bytes<'a>(map: &'a ConfigMap, key: &str) -> Option<&'a [u8]> {
         .or_else(|| binary.map(|it| it.0.as_slice()))
 }
 
-/// The content of a key as a text, unfolded where it is compressed, or in words why it is none.
-fn text(map: &ConfigMap, key: &str) -> Option<Result<String, String>> {
-    let content = bytes(map, key)?;
-    Some(to_text(Cow::Borrowed(content)).map_err(|why| format!("{}: {why}", key_source(map, key))))
-}
-
 /// Bytes as they were before they were compressed, if they were, or in words why there are none.
 pub fn unfold(bytes: Cow<'_, [u8]>) -> Result<Vec<u8>, String> {
     if gzip::is_gzip(&bytes) {
@@ -638,7 +820,12 @@ pub fn unfold(bytes: Cow<'_, [u8]>) -> Result<Vec<u8>, String> {
 
 /// A text out of bytes that may be compressed, or in words why there is none.
 pub fn to_text(bytes: Cow<'_, [u8]>) -> Result<String, String> {
-    String::from_utf8(unfold(bytes)?).map_err(|error| {
+    utf8(unfold(bytes)?)
+}
+
+/// A text out of bytes, or in words why there is none.
+pub fn utf8(bytes: Vec<u8>) -> Result<String, String> {
+    String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         format!("it is no UTF-8 text (from byte {at}); expected JSON or YAML, or that with gzip")
     })
@@ -860,7 +1047,10 @@ mod tests {
         };
         assert_eq!(text, TEMPLATE);
         let maps: Vec<&ConfigMap> = maps.iter().collect();
-        assert_eq!(problems("oracle/peo", &maps), Vec::new());
+        assert_eq!(
+            problems("oracle/peo", &maps, &mut Checks::default()),
+            Vec::new()
+        );
 
         let error = failure(&[], &[maps[0].clone(), maps[1].clone()]);
         assert!(
@@ -978,7 +1168,7 @@ mod tests {
         let files: Vec<(&str, &str)> = files.iter().map(|(key, it)| (*key, it.as_str())).collect();
         let maps = [map("team", "peo", "oracle/peo", &files)];
         assert!(look(&[], &maps).is_ok());
-        let problems = problems("oracle/peo", &[&maps[0]]);
+        let problems = problems("oracle/peo", &[&maps[0]], &mut Checks::default());
         let told: Vec<&str> = problems.iter().map(|(_, it)| it.as_str()).collect();
         assert_eq!(told.len(), 2, "{told:#?}");
         assert!(told[0].contains("key db.json") && told[0].contains("workflow_template_path"));
@@ -1018,7 +1208,7 @@ mod tests {
                 ("bad.json", "["),
             ],
         );
-        let found = problems("oracle", &[&a, &b]);
+        let found = problems("oracle", &[&a, &b], &mut Checks::default());
         let of = |name: &str| -> Vec<&str> {
             let of = found.iter().filter(|(map, _)| map.name_any() == name);
             of.map(|(_, problem)| problem.as_str()).collect()

@@ -98,6 +98,9 @@ pub struct OperatorArgs {
     /// After how many seconds without news of a running pod the API is asked for it, and how often for new runs and the catalogue
     #[arg(long, value_name = "SECONDS", default_value = "900", value_parser = clap::value_parser!(u64).range(1..))]
     resync: u64,
+    /// How many MiB of memory runs and catalogue may take; the process needs about 250 MiB beside them
+    #[arg(long, value_name = "MIB", default_value = "192", value_parser = clap::value_parser!(u64).range(48..=1_048_576))]
+    cache: u64,
     /// How log lines are written
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: Format,
@@ -168,6 +171,7 @@ impl OperatorArgs {
                 services: self.process_services.clone(),
             },
             resync: Duration::from_secs(self.resync),
+            cache: usize::try_from(self.cache * 1024 * 1024).unwrap_or(usize::MAX),
         }
     }
 
@@ -340,6 +344,7 @@ mod tests {
                 "--process-service=a.*",
                 "--runner-socket=/s",
                 "--resync=30",
+                "--cache=64",
             ],
         );
         assert_eq!(
@@ -361,6 +366,7 @@ mod tests {
                 },
                 runner: Some(RunnerPlace::Socket("/s".into())),
                 resync: Duration::from_secs(30),
+                cache: 64 * 1024 * 1024,
             }
         );
         let had = options(None, &["--lease-name=l", "--identity=me"])

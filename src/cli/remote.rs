@@ -256,7 +256,8 @@ fn object(params: &Params) -> Option<Object> {
     let members = params
         .iter()
         .map(|(name, value)| (name.clone(), api::from_value(value)));
-    (!params.is_empty()).then(|| members.collect())
+    let members: serde_json::Map<String, serde_json::Value> = members.collect();
+    (!params.is_empty()).then(|| Object::from(&members))
 }
 
 /// Creates the run. A template goes into `ConfigMaps` as it is written, because an object would

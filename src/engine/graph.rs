@@ -432,6 +432,12 @@ impl Graph {
         }
     }
 
+    /// Memory that it takes with the state of a run, in bytes; approximate.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.nodes.0.iter().map(Node::memory).sum()
+    }
+
     /// How many nodes there are.
     #[must_use]
     pub fn len(&self) -> usize {

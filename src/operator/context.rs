@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::api::workflow_run::{RunPhase, WorkflowRun};
 use crate::catalog::cluster::{Found, NotFound};
 
+use super::memory::{LargeTurns, Pool};
 use super::metrics::Metrics;
 use super::options::Options;
 use super::pacer::Pacer;
@@ -120,6 +121,14 @@ pub(super) struct Context {
     /// When names of pods may be free again, see [`Context::name_free`].
     pub(super) names_free: Instant,
     pub(super) stripping: Stripping,
+    /// What runs that are not over take before it is known what they run.
+    pub(super) runs: Pool,
+    /// What takes the graphs of runs that are not over.
+    pub(super) programs: Pool,
+    /// Large templates are read one at a time.
+    pub(super) large: LargeTurns,
+    /// How many objects of unknown size are read at once for runs to begin.
+    pub(super) reads: Semaphore,
     /// Where processes are carried out.
     pub(super) runner: Option<super::runner::Runner>,
     /// This process's name in events.
@@ -163,15 +172,17 @@ impl Context {
         [turn, self.write_slot().await]
     }
 
-    /// A service of the catalogue.
+    /// A service of the catalogue; an error where what has to be read of it unfolds to more than `most`
+    /// bytes.
     pub(super) fn find(
         &self,
         fqsn: &str,
         version: Option<&str>,
         namespace: &str,
+        most: usize,
     ) -> Result<Found, NotFound> {
         let shared = &self.options.shared_namespace;
-        self.shelves.find(fqsn, version, namespace, shared)
+        self.shelves.find((fqsn, version), namespace, shared, most)
     }
 
     /// Asks until there is an answer: only for reads without which a run cannot go on.

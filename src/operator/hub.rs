@@ -32,7 +32,8 @@ use crate::executor::pod::{CONTAINER, FINALIZER, LABEL_RUN_UID};
 use super::client::{is_conflict, is_gone};
 use super::context::{Context, Whose};
 use super::health::{Health, Need, Pulse};
-use super::{apply, workflow_run};
+use super::memory::Charge;
+use super::{apply, resolve, workflow_run};
 
 /// How long a watch may be silent before it is begun anew: a connection that is half open is
 /// noticed within this time and the five seconds that the client adds.
@@ -113,6 +114,8 @@ pub(super) enum Incoming {
     Surveyed,
     /// A run that no watch had told of.
     Untold(Place, DeserializeGuard<WorkflowRun>),
+    /// A run that waits for room, as it is now; none: it could not be read, or is gone.
+    Waited(String, Option<DeserializeGuard<WorkflowRun>>),
 }
 
 /// A run that exists.
@@ -148,6 +151,19 @@ struct Lists {
     early: Vec<(News, bool)>,
 }
 
+/// A run for which there was no room in its namespace's share of the memory.
+struct Parked {
+    place: Place,
+    namespace: String,
+    name: String,
+    bytes: usize,
+    /// Whether it is being read.
+    asked: bool,
+}
+
+/// How many runs that wait for room are read at once.
+const UNPARKED: usize = 8;
+
 /// A run that is over and will be deleted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Expiring {
@@ -168,6 +184,8 @@ pub(super) struct Hub {
     context: Arc<Context>,
     known: BTreeMap<String, Known>,
     live: BTreeMap<String, Live>,
+    /// Runs that wait for room, by UID.
+    parked: BTreeMap<String, Parked>,
     /// Runs that exist and are over.
     over: BTreeMap<String, Over>,
     expiring: BTreeSet<Expiring>,
@@ -270,10 +288,13 @@ async fn unbroken(
     mut run: Arc<WorkflowRun>,
     mut old: bool,
     news: &mut UnboundedReceiver<Told>,
+    mut charge: Charge,
 ) -> Option<Arc<WorkflowRun>> {
     let namespace = run.namespace().unwrap_or_default();
+    let (name, uid) = (run.name_any(), run.metadata.uid.clone());
     for tries in 0.. {
-        let work = workflow_run::drive(Arc::clone(context), Arc::clone(&run), old, news);
+        // It is not kept here: what it is to run is large.
+        let work = workflow_run::drive(Arc::clone(context), run, old, news, &mut charge);
         let work = std::panic::AssertUnwindSafe(work);
         if let Ok(over) = futures::FutureExt::catch_unwind(work).await {
             return over;
@@ -281,11 +302,10 @@ async fn unbroken(
         tracing::error!("the run's task broke down; this is a bug of apscli");
         tokio::time::sleep(apply::pause(tries + 3)).await;
         let runs: Api<WorkflowRun> = Api::namespaced(context.client.clone(), &namespace);
-        let name = run.name_any();
         let now = context
             .insist("read a run again", || runs.get_opt(&name))
             .await?;
-        if now.metadata.uid != run.metadata.uid {
+        if now.metadata.uid != uid {
             return None;
         }
         run = Arc::new(now);
@@ -366,6 +386,7 @@ impl Hub {
             context,
             known: BTreeMap::new(),
             live: BTreeMap::new(),
+            parked: BTreeMap::new(),
             over: BTreeMap::new(),
             expiring: BTreeSet::new(),
             gone: VecDeque::new(),
@@ -389,6 +410,7 @@ impl Hub {
         mut finished: UnboundedReceiver<Incoming>,
     ) {
         let mut beat = tokio::time::interval(SILENCE / 6);
+        let context = Arc::clone(&self.context);
         loop {
             let expires = self.expiring.first().map(|it| it.at);
             let (look_through, survey) = (self.look_through, self.survey);
@@ -400,6 +422,11 @@ impl Hub {
                 Some(news) = finished.recv() => news,
                 _ = beat.tick() => {
                     self.pulse.beat();
+                    self.unpark();
+                    continue;
+                }
+                () = context.runs.freed(), if !self.parked.is_empty() => {
+                    self.unpark();
                     continue;
                 }
                 () = at(expires) => {
@@ -440,6 +467,15 @@ impl Hub {
                     let uid = run.meta().uid.as_ref();
                     if uid.is_some_and(|uid| !self.known.contains_key(uid)) {
                         self.run_applied(place, run, true);
+                    }
+                }
+                Incoming::Waited(uid, run) => {
+                    if let Some(parked) = self.parked.get_mut(&uid) {
+                        parked.asked = false;
+                        let place = parked.place;
+                        if let Some(run) = run {
+                            self.run_applied(place, run, true);
+                        }
                     }
                 }
                 Incoming::Over(uid, run, mut unread) => {
@@ -526,7 +562,7 @@ impl Hub {
         known.going |= run.meta().deletion_timestamp.is_some();
         let going = known.going;
         let run = match run.0 {
-            Ok(run) => Arc::new(run),
+            Ok(run) => run,
             Err(invalid) => {
                 // Said once: the saying itself makes news. Of a run that was begun, its own task
                 // knows better.
@@ -546,10 +582,13 @@ impl Hub {
             .metrics
             .run_moved(Some(before.as_str()), Some(phase.as_str()));
         if let Some(live) = self.live.get(&uid) {
+            // It has its content, which cannot change.
+            let run = Arc::new(resolve::without_content(run));
             let _ = live.inbox.send(News::Run(run).into());
             return;
         }
         if phase.is_final() {
+            self.parked.remove(&uid);
             self.is_over(uid, &run);
             return;
         }
@@ -558,17 +597,79 @@ impl Hub {
             return;
         }
         let begun = status.is_some_and(|status| status.start_time.is_some());
-        self.begin(place, uid, run, listed || begun);
+        let old = listed || begun;
+        self.begin_or_park(place, uid, run, old);
     }
 
-    fn begin(&mut self, place: Place, uid: String, run: Arc<WorkflowRun>, old: bool) {
+    /// Begins a run where its namespace's share of the memory has room for it.
+    fn begin_or_park(&mut self, place: Place, uid: String, run: WorkflowRun, old: bool) {
+        let pool = &self.context.runs;
+        let namespace = run.namespace().unwrap_or_default();
+        let bytes = resolve::size(&run);
+        if let Some(charge) = pool.take(&namespace, bytes) {
+            self.parked.remove(&uid);
+            self.begin(place, uid, Arc::new(run), old, charge);
+            return;
+        }
+        let is_new = !self.parked.contains_key(&uid);
+        let name = run.name_any();
+        let parked = Parked {
+            place,
+            namespace,
+            name,
+            bytes,
+            asked: false,
+        };
+        if is_new {
+            let why = pool.refusal(&parked.namespace, bytes);
+            tracing::warn!(
+                namespace = parked.namespace,
+                run = parked.name,
+                why,
+                "a run waits for room"
+            );
+            let note = format!("the run waits: {why}");
+            self.context.tell(&run, "TooLarge", &note, true);
+        }
+        self.parked.insert(uid, parked);
+    }
+
+    /// Reads runs for which there is room by now.
+    fn unpark(&mut self) {
+        let context = Arc::clone(&self.context);
+        let asked = self.parked.values().filter(|parked| parked.asked).count();
+        let waiting = self.parked.iter_mut().filter(|(_, parked)| {
+            !parked.asked && context.runs.has_room(&parked.namespace, parked.bytes)
+        });
+        for (uid, parked) in waiting.take(UNPARKED.saturating_sub(asked)) {
+            parked.asked = true;
+            let (context, done) = (Arc::clone(&context), self.done.clone());
+            let (uid, name) = (uid.clone(), parked.name.clone());
+            let runs: Api<DeserializeGuard<WorkflowRun>> =
+                Api::namespaced(context.client.clone(), &parked.namespace);
+            tokio::spawn(async move {
+                let found = runs.get_opt(&name).await.ok().flatten();
+                let found = found.filter(|found| found.meta().uid.as_ref() == Some(&uid));
+                let _ = done.send(Incoming::Waited(uid, found));
+            });
+        }
+    }
+
+    fn begin(
+        &mut self,
+        place: Place,
+        uid: String,
+        run: Arc<WorkflowRun>,
+        old: bool,
+        charge: Charge,
+    ) {
         let (inbox, mut news) = unbounded_channel();
         let (context, done) = (Arc::clone(&self.context), self.done.clone());
         let span = tracing::info_span!("run", namespace = run.namespace(), name = run.name_any());
         let task = uid.clone();
         tokio::spawn(tracing::Instrument::instrument(
             async move {
-                let over = unbroken(&context, run, old, &mut news).await;
+                let over = unbroken(&context, run, old, &mut news, charge).await;
                 let _ = done.send(Incoming::Over(task, over, news));
             },
             span,
@@ -606,6 +707,7 @@ impl Hub {
         if let Some(live) = self.live.remove(uid) {
             let _ = live.inbox.send(News::Gone.into());
         }
+        self.parked.remove(uid);
         if let Some(expiring) = self.over.remove(uid).and_then(|over| over.expiring) {
             self.expiring.remove(&expiring);
         }

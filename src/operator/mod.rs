@@ -18,6 +18,7 @@ mod floor;
 pub mod health;
 mod hub;
 pub mod lease;
+mod memory;
 pub mod metrics;
 pub mod options;
 mod pacer;
@@ -58,6 +59,10 @@ use options::{Options, Scope, Shard};
 
 /// How many Events may be in flight.
 const EVENTS: usize = 16;
+
+/// How many objects of unknown size are read at once for runs to begin: each may take some MiB until
+/// it is known how large it is.
+const READS: usize = 16;
 
 /// How long a new leader keeps the names of pods taken. A request that an API server has read is
 /// over after a minute, unless that server is told otherwise (`--request-timeout`).
@@ -161,8 +166,15 @@ async fn work_with(
     instance: String,
     runner: Option<runner::Runner>,
 ) {
-    let (shelves, services) = service::start(&client, &options, health);
+    let (shelves, services) = service::start(&client, &options, health, &metrics);
+    // Two sixths are the catalogue's.
+    let pool =
+        |cache, sixths| memory::Pool::new(cache, options.cache / 6 * sixths, Arc::clone(&metrics));
     let context = Arc::new(Context {
+        runs: pool("runs", 1),
+        programs: pool("programs", 3),
+        large: memory::LargeTurns::default(),
+        reads: Semaphore::new(READS),
         client: client.clone(),
         writes: Arc::new(Semaphore::new(options.max_writes.get())),
         pacer: pacer::Pacer::default(),

@@ -38,6 +38,9 @@ pub struct Options {
     /// How long a run may hear nothing of a pod that runs before it asks: a watch can miss an end.
     /// As often it is asked for runs that are not known, and the catalogue is listed anew.
     pub resync: Duration,
+    /// Most memory for what is held of runs and of the catalogue, in bytes; approximate. The process
+    /// needs about 250 MiB beside it.
+    pub cache: usize,
     /// Whose nodes may be processes beside the operator.
     pub processes: Processes,
     /// Where those are carried out; none: nowhere.

@@ -82,6 +82,8 @@ fn events(
 fn broken(error: Unresolved) -> PastError {
     PastError::Broken(match error {
         Unresolved::Wait { message, .. } | Unresolved::Never { message, .. } => message,
+        // Only an operator asks for less than all.
+        Unresolved::Large => "it is larger than may be read".to_owned(),
         Unresolved::Cancelled => "the run was cancelled before it began".to_owned(),
     })
 }

@@ -13,6 +13,7 @@ use futures::future::join_all;
 use futures::stream::{SelectAll, select_all};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
@@ -24,12 +25,14 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::api::condition::{self, News, READY};
-use crate::api::service::{Service, ServiceStatus, check};
-use crate::catalog::cluster::{self, Found, NotFound};
+use crate::api::service::{Service, ServiceSpec, ServiceStatus, ServiceVersion, check};
+use crate::catalog::cluster::{self, Checks, Found, NotFound};
 
 use super::context::Context;
 use super::health::Health;
 use super::hub::watch;
+use super::memory::{Charge, Pool};
+use super::metrics::Metrics;
 use super::options::{Options, Scope};
 
 /// How long after a change of a catalogue's `ConfigMaps` it is looked at: what is applied together
@@ -42,6 +45,11 @@ const SERVICES: &str = "the cache of Services";
 const CONFIG_MAPS: &str = "the cache of catalogue ConfigMaps";
 /// Most bytes of messages in a status; the object must stay far below 1 MiB.
 const MESSAGES: usize = 64 * 1024;
+
+/// Why a service's content was not taken in.
+const TOO_LARGE: &str = "TooLarge";
+/// Above so many bytes a service or a folder is checked when nothing else as large is read.
+const LARGE: usize = 256 * 1024;
 
 /// A `Service` that may be one that cannot be read.
 type Guarded = DeserializeGuard<Service>;
@@ -85,24 +93,208 @@ impl Shelves {
     /// A service of the catalogue.
     pub(super) fn find(
         &self,
-        fqsn: &str,
-        version: Option<&str>,
+        asked: (&str, Option<&str>),
         namespace: &str,
         shared: &str,
+        most: usize,
     ) -> Result<Found, NotFound> {
         let services = self.services.state();
         let config_maps = self.config_maps.state();
-        cluster::find(
-            fqsn,
-            version,
+        cluster::find_within(
+            asked,
             namespace,
             shared,
             services
                 .iter()
                 .filter_map(|service| service.0.as_ref().ok()),
             config_maps.iter().map(AsRef::as_ref),
+            most,
         )
     }
+}
+
+/// An object of a cache: what is kept of it, and what that takes.
+trait Kept: Resource<DynamicType = ()> {
+    /// Takes out what nobody here reads: that can be the larger part of an object.
+    fn slim(&mut self);
+
+    /// What it takes, in bytes; approximate.
+    fn weight(&self) -> usize;
+
+    /// Takes out all but what it is called; `why` stays in the place of the content.
+    fn refuse(&mut self, why: String);
+}
+
+/// What an object takes beside its texts, in bytes.
+const OBJECT: usize = 2 * 1024;
+/// What an entry of a map takes beside its texts, in bytes.
+const ENTRY: usize = 112;
+
+fn slim_metadata(metadata: &mut ObjectMeta, annotations: &[&str], labels: &[&str]) {
+    metadata.managed_fields = None;
+    metadata.owner_references = None;
+    metadata.finalizers = None;
+    let keep = |map: &mut Option<BTreeMap<String, String>>, kept: &[&str]| {
+        if let Some(map) = map {
+            map.retain(|name, _| kept.contains(&name.as_str()));
+        }
+    };
+    keep(&mut metadata.annotations, annotations);
+    keep(&mut metadata.labels, labels);
+}
+
+fn note_refusal(metadata: &mut ObjectMeta, why: String) {
+    let annotations = metadata.annotations.get_or_insert_default();
+    annotations.insert(cluster::REFUSED.to_owned(), why);
+}
+
+impl Kept for Service {
+    fn slim(&mut self) {
+        slim_metadata(&mut self.metadata, &[], &[]);
+        self.spec.description = None;
+        for version in &mut self.spec.versions {
+            version.description = None;
+        }
+    }
+
+    fn weight(&self) -> usize {
+        let versions = self.spec.versions.iter().map(ServiceVersion::memory);
+        let status = self.status.iter().flat_map(|status| &status.versions);
+        let messages = status.map(|it| 200 + it.message.as_ref().map_or(0, String::len));
+        OBJECT + versions.sum::<usize>() + messages.sum::<usize>() + self.spec.scripts.len() * 400
+    }
+
+    fn refuse(&mut self, why: String) {
+        note_refusal(&mut self.metadata, why);
+        self.spec = ServiceSpec {
+            fqsn: std::mem::take(&mut self.spec.fqsn),
+            ..ServiceSpec::default()
+        };
+        if let Some(status) = &mut self.status {
+            status.versions = Vec::new();
+        }
+    }
+}
+
+impl Kept for ConfigMap {
+    fn slim(&mut self) {
+        slim_metadata(&mut self.metadata, &[cluster::FOLDER], &[cluster::LABEL]);
+    }
+
+    fn weight(&self) -> usize {
+        let texts = self.data.iter().flatten();
+        let texts = texts.map(|(name, text)| ENTRY + name.len() + text.len());
+        let others = self.binary_data.iter().flatten();
+        let others = others.map(|(name, bytes)| ENTRY + name.len() + bytes.0.len());
+        OBJECT + texts.chain(others).sum::<usize>()
+    }
+
+    fn refuse(&mut self, why: String) {
+        note_refusal(&mut self.metadata, why);
+        self.data = None;
+        self.binary_data = None;
+    }
+}
+
+impl<K: Kept> Kept for DeserializeGuard<K> {
+    fn slim(&mut self) {
+        match &mut self.0 {
+            Ok(object) => object.slim(),
+            Err(invalid) => {
+                slim_metadata(&mut invalid.metadata, &[cluster::FOLDER], &[cluster::LABEL])
+            }
+        }
+    }
+
+    fn weight(&self) -> usize {
+        match &self.0 {
+            Ok(object) => object.weight(),
+            Err(invalid) => OBJECT + invalid.error.len(),
+        }
+    }
+
+    fn refuse(&mut self, why: String) {
+        if let Ok(object) = &mut self.0 {
+            object.refuse(why);
+        }
+    }
+}
+
+/// Who keeps a cache within the shares of the namespaces.
+struct Door {
+    own: Pool,
+    /// Of the namespace that all share: who may write there is trusted by all.
+    shared: Pool,
+    shared_namespace: String,
+    /// By UID.
+    charges: BTreeMap<String, Charge>,
+    listed: Option<BTreeSet<String>>,
+}
+
+impl Door {
+    /// What of an event's object may be kept. What is refused is asked for again when everything is
+    /// listed the next time.
+    fn pass<K: Kept>(&mut self, event: Event<K>) -> Event<K> {
+        match &event {
+            Event::Init => self.listed = Some(BTreeSet::new()),
+            Event::InitDone => {
+                if let Some(listed) = self.listed.take() {
+                    self.charges.retain(|uid, _| listed.contains(uid));
+                }
+            }
+            Event::Delete(object) => {
+                self.charges.remove(&uid_of(object));
+            }
+            Event::InitApply(object) => {
+                if let Some(listed) = &mut self.listed {
+                    listed.insert(uid_of(object));
+                }
+            }
+            Event::Apply(_) => {}
+        }
+        match event {
+            Event::Apply(object) => Event::Apply(self.admit(object)),
+            Event::InitApply(object) => Event::InitApply(self.admit(object)),
+            Event::Delete(mut object) => {
+                object.slim();
+                Event::Delete(object)
+            }
+            other => other,
+        }
+    }
+
+    fn admit<K: Kept>(&mut self, mut object: K) -> K {
+        object.slim();
+        let namespace = object.meta().namespace.clone().unwrap_or_default();
+        let uid = uid_of(&object);
+        let pool = if namespace == self.shared_namespace {
+            &self.shared
+        } else {
+            &self.own
+        };
+        let bytes = object.weight();
+        let fits = match self.charges.get_mut(&uid) {
+            Some(charge) => charge.resize(bytes),
+            None => match pool.take(&namespace, bytes) {
+                Some(charge) => {
+                    self.charges.insert(uid.clone(), charge);
+                    true
+                }
+                None => false,
+            },
+        };
+        if !fits {
+            let why = pool.refusal(&namespace, bytes);
+            object.refuse(why);
+            let rest = pool.take_always(&namespace, object.weight());
+            self.charges.insert(uid, rest);
+        }
+        object
+    }
+}
+
+fn uid_of(object: &impl Resource) -> String {
+    object.meta().uid.clone().unwrap_or_default()
 }
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -112,15 +304,27 @@ pub(super) fn start(
     client: &Client,
     options: &Options,
     health: &Health,
+    metrics: &Arc<Metrics>,
 ) -> (Shelves, impl FnOnce(Arc<Context>) -> Work + use<>) {
     let scope = with_shared(options);
     let anew = Some(options.resync);
+    let pool = |cache| Pool::new(cache, options.cache / 6, Arc::clone(metrics));
+    let (own, shared) = (pool("catalog"), pool("shared_catalog"));
+    let door = || Door {
+        own: own.clone(),
+        shared: shared.clone(),
+        shared_namespace: options.shared_namespace.clone(),
+        charges: BTreeMap::new(),
+        listed: None,
+    };
     let mut services = Vec::new();
     let mut watched_services = Vec::new();
     for api in super::apis::<Guarded>(client, &scope) {
         let (store, writer) = reflector::store();
         services.push(store.clone());
-        let changes = watch(api, None, health, SERVICES, anew).map(slim).map(Ok);
+        let mut door = door();
+        let changes = watch(api, None, health, SERVICES, anew);
+        let changes = changes.map(move |event| Ok(door.pass(event)));
         watched_services.push((store, reflector::reflector(writer, changes).boxed()));
     }
     let mut config_maps = Vec::new();
@@ -129,7 +333,8 @@ pub(super) fn start(
         let (store, writer) = reflector::store();
         config_maps.push(store);
         let changes = watch(api, Some(cluster::LABEL), health, CONFIG_MAPS, anew);
-        let changes = changes.map(slim).map(Ok);
+        let mut door = door();
+        let changes = changes.map(move |event| Ok(door.pass(event)));
         let changes = reflector::reflector(writer, changes);
         changed_folders.push(names_of(changes, cluster::folder_of).boxed());
     }
@@ -182,11 +387,6 @@ fn with_shared(options: &Options) -> Scope {
             Scope::Namespaces(namespaces)
         }
     }
-}
-
-/// Objects without what nobody here reads and what is the larger part of many.
-fn slim<K: Resource>(event: Event<K>) -> Event<K> {
-    event.modify(|object| object.meta_mut().managed_fields = None)
 }
 
 type Change<K> = Result<Event<K>, kube::runtime::watcher::Error>;
@@ -270,22 +470,46 @@ async fn reconcile(service: Arc<Guarded>, context: Arc<Context>) -> kube::Result
 }
 
 async fn judge(service: &Service, context: &Context) -> kube::Result<()> {
-    let spec = service.spec.clone();
-    // A large template keeps a processor busy for long; runs must not wait for that.
-    let Ok(checked) = tokio::task::spawn_blocking(move || check(&spec)).await else {
-        // It said so itself.
-        return Ok(());
+    let (news, versions) = match cluster::refused(service) {
+        // Which numbers it says changes with each look; it is said once for each generation.
+        Some(_) if is_refused_already(service) => return Ok(()),
+        Some(why) => (
+            News::new(READY, false, TOO_LARGE, why.to_owned()),
+            Vec::new(),
+        ),
+        None => {
+            let spec = service.spec.clone();
+            let large = spec
+                .versions
+                .iter()
+                .map(ServiceVersion::memory)
+                .sum::<usize>()
+                > LARGE;
+            let _turn = if large {
+                let namespace = service.namespace().unwrap_or_default();
+                Some(context.large.wait(&namespace).await)
+            } else {
+                None
+            };
+            // A large template keeps a processor busy for long; runs must not wait for that.
+            let Ok(checked) = tokio::task::spawn_blocking(move || check(&spec)).await else {
+                // It said so itself.
+                return Ok(());
+            };
+            (checked.ready(), checked.versions)
+        }
     };
     let generation = service.metadata.generation;
     let old = service.status.clone().unwrap_or_default();
     let mut new = ServiceStatus {
         observed_generation: generation,
         conditions: old.conditions.clone(),
-        versions: checked.versions.clone(),
+        versions,
     };
     shorten(&mut new);
     let now = context.clock.now();
-    condition::set(&mut new.conditions, checked.ready(), generation, now);
+    let ready = news.holds == true.into();
+    condition::set(&mut new.conditions, news, generation, now);
     if new == old {
         return Ok(());
     }
@@ -299,9 +523,15 @@ async fn judge(service: &Service, context: &Context) -> kube::Result<()> {
     services
         .patch_status(&name, &PatchParams::default(), &Patch::Merge(patch))
         .await?;
-    let ready = checked.is_ready();
     tracing::info!(namespace, name, ready, "a Service was checked");
     Ok(())
+}
+
+/// Whether its status says already that its content was not taken in.
+fn is_refused_already(service: &Service) -> bool {
+    let conditions = service.status.iter().flat_map(|status| &status.conditions);
+    let mut ready = conditions.filter(|it| it.type_ == READY);
+    ready.any(|it| it.reason == TOO_LARGE && it.observed_generation == service.metadata.generation)
 }
 
 /// Cuts messages so that all of them together fit into an object.
@@ -393,7 +623,7 @@ async fn look_after(
                 due = None;
                 let maps = shelf.state();
                 for folder in std::mem::take(&mut changed) {
-                    for (map, problems) in told.news(&folder, &maps).await {
+                    for (map, problems) in told.news(context, &folder, &maps).await {
                         complain(context, &map, &problems);
                     }
                 }
@@ -408,17 +638,26 @@ fn complain(context: &Context, map: &ConfigMap, problems: &[String]) {
     for problem in problems {
         tracing::warn!(namespace, name, problem, "a catalogue has a problem");
     }
-    context.tell(map, "InvalidCatalog", &problems.join("\n"), true);
+    let reason = match cluster::refused(map) {
+        Some(_) => TOO_LARGE,
+        None => "InvalidCatalog",
+    };
+    context.tell(map, reason, &problems.join("\n"), true);
 }
 
 /// What was said of the `ConfigMaps` of catalogues, by UID: it is said once.
 #[derive(Debug, Default)]
-struct Told(BTreeMap<Folder, BTreeMap<String, Vec<String>>>);
+struct Told {
+    said: BTreeMap<Folder, BTreeMap<String, Vec<String>>>,
+    /// What was found of the templates, by folder.
+    checks: BTreeMap<Folder, Checks>,
+}
 
 impl Told {
     /// The problems of a folder that were not told before, by `ConfigMap`.
     async fn news(
         &mut self,
+        context: &Context,
         folder: &Folder,
         maps: &[Arc<ConfigMap>],
     ) -> Vec<(Arc<ConfigMap>, Vec<String>)> {
@@ -426,13 +665,21 @@ impl Told {
             .filter(|map| cluster::folder_of(map).as_ref() == Some(folder))
             .cloned()
             .collect();
-        let (_, path) = folder.clone();
+        let (namespace, path) = folder.clone();
+        let mut checks = self.checks.remove(folder).unwrap_or_default();
+        let large = maps.iter().map(|map| map.weight()).sum::<usize>() > LARGE;
+        let _turn = if large {
+            Some(context.large.wait(&namespace).await)
+        } else {
+            None
+        };
         let check = move || {
             let mut found: Vec<(Arc<ConfigMap>, Vec<String>)> =
                 maps.into_iter().map(|map| (map, Vec::new())).collect();
             let all: Vec<Arc<ConfigMap>> = found.iter().map(|(map, _)| Arc::clone(map)).collect();
             let all: Vec<&ConfigMap> = all.iter().map(AsRef::as_ref).collect();
-            for (of, problem) in cluster::problems(&path, &all) {
+            checks.retain(&all);
+            for (of, problem) in cluster::problems(&path, &all, &mut checks) {
                 let uid = &of.metadata.uid;
                 let of = found.iter_mut().find(|(map, _)| map.metadata.uid == *uid);
                 if let Some((_, problems)) = of {
@@ -440,17 +687,20 @@ impl Told {
                 }
             }
             found.retain(|(_, problems)| !problems.is_empty());
-            found
+            (found, checks)
         };
-        let found = tokio::task::spawn_blocking(check).await.unwrap_or_default();
+        let (found, checks) = tokio::task::spawn_blocking(check).await.unwrap_or_default();
+        if !checks.is_empty() {
+            self.checks.insert(folder.clone(), checks);
+        }
         let uid = |map: &ConfigMap| map.metadata.uid.clone().unwrap_or_default();
         let now: BTreeMap<String, Vec<String>> = (found.iter())
             .map(|(map, problems)| (uid(map), problems.clone()))
             .collect();
         let before = if now.is_empty() {
-            self.0.remove(folder)
+            self.said.remove(folder)
         } else {
-            self.0.insert(folder.clone(), now)
+            self.said.insert(folder.clone(), now)
         };
         let before = before.unwrap_or_default();
         found

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::engine::expr::Expr;
 use crate::engine::spec::{EnvPart, EnvText};
 use crate::value::{Kind, Place, Tree, Value};
 
@@ -92,8 +93,6 @@ struct Size {
 const VALUE: usize = 64;
 /// Memory of a part of a command's word, or of an environment text, beside its text.
 const PART: usize = 128;
-/// Memory of an expression for each byte of its text: two operations for a name of one letter.
-const EXPR: usize = 12;
 
 impl Size {
     fn text(bytes: usize) -> Self {
@@ -136,7 +135,11 @@ pub(super) struct Exceeded {
 
 impl fmt::Display for Exceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { param, whole, limit } = self;
+        let Self {
+            param,
+            whole,
+            limit,
+        } = self;
         match param {
             Some((name, size)) => write!(f, "with the parameter `{name}` ({size} bytes) here, ")?,
             None => f.write_str("with this text, ")?,
@@ -192,14 +195,26 @@ impl<'a> Filler<'a> {
 
     /// Counts an expression's text, before it is compiled.
     pub(super) fn take_expr(&mut self, text: &str) -> bool {
-        let memory = text.len().saturating_mul(EXPR);
-        self.take(None, Size { json: text.len(), memory })
+        let memory = text.len().saturating_mul(2 * Expr::MEMORY);
+        self.take(
+            None,
+            Size {
+                json: text.len(),
+                memory,
+            },
+        )
     }
 
     /// Counts a part of a word, where the author wrote it.
     fn take_part(&mut self, text: &str) -> bool {
         let memory = text.len() + PART;
-        self.take(None, Size { json: text.len(), memory })
+        self.take(
+            None,
+            Size {
+                json: text.len(),
+                memory,
+            },
+        )
     }
 
     fn take(&mut self, param: Option<(&str, Size)>, size: Size) -> bool {
@@ -214,7 +229,11 @@ impl<'a> Filler<'a> {
             return true;
         };
         let param = param.map(|(name, size)| (shown(name), size.json));
-        self.exceeded.get_or_insert(Exceeded { param, whole, limit });
+        self.exceeded.get_or_insert(Exceeded {
+            param,
+            whole,
+            limit,
+        });
         false
     }
 
@@ -222,7 +241,10 @@ impl<'a> Filler<'a> {
     fn take_param(&mut self, name: &'a str, value: &'a Value) -> bool {
         let size = match value {
             Value::List(_) | Value::Map(_) => {
-                self.known.entry(name).or_insert_with(|| (Size::of(value), None)).0
+                self.known
+                    .entry(name)
+                    .or_insert_with(|| (Size::of(value), None))
+                    .0
             }
             small => Size::of(small),
         };
@@ -243,23 +265,16 @@ impl<'a> Filler<'a> {
     }
 
     /// Fills a value and all in it. `unknown` is told of each name that is no parameter.
-    pub(super) fn value(
-        &mut self,
-        tree: &Tree,
-        unknown: &mut impl FnMut(Place, &str),
-    ) -> Tree {
+    pub(super) fn value(&mut self, tree: &Tree, unknown: &mut impl FnMut(Place, &str)) -> Tree {
         let at = tree.at;
         let kind = match &tree.kind {
             Kind::String(written) => match self.text(written, at, unknown) {
                 Filled::Param(value) => Tree::from(value).kind,
                 Filled::Text(text) => Kind::String(text),
             },
-            Kind::List(items) => Kind::List(
-                items
-                    .iter()
-                    .map(|item| self.value(item, unknown))
-                    .collect(),
-            ),
+            Kind::List(items) => {
+                Kind::List(items.iter().map(|item| self.value(item, unknown)).collect())
+            }
             Kind::Map(members) => Kind::Map(
                 members
                     .iter()
@@ -272,11 +287,7 @@ impl<'a> Filler<'a> {
     }
 
     /// The same without the places, so that nothing is held twice.
-    pub(super) fn plain(
-        &mut self,
-        tree: &Tree,
-        unknown: &mut impl FnMut(Place, &str),
-    ) -> Value {
+    pub(super) fn plain(&mut self, tree: &Tree, unknown: &mut impl FnMut(Place, &str)) -> Value {
         match &tree.kind {
             Kind::String(written) => match self.text(written, tree.at, unknown) {
                 Filled::Param(value) => value.clone(),
@@ -285,12 +296,9 @@ impl<'a> Filler<'a> {
             Kind::Null => Value::Null,
             Kind::Bool(value) => Value::Bool(*value),
             Kind::Number(text) => Value::Number(text.clone()),
-            Kind::List(items) => Value::List(
-                items
-                    .iter()
-                    .map(|item| self.plain(item, unknown))
-                    .collect(),
-            ),
+            Kind::List(items) => {
+                Value::List(items.iter().map(|item| self.plain(item, unknown)).collect())
+            }
             Kind::Map(members) => Value::Map(
                 members
                     .iter()
@@ -389,10 +397,7 @@ impl<'a> Filler<'a> {
 
 /// Cuts a command line into words by a shell's quoting (`'…'`, `"…"`, `\`), without a shell.
 /// Only what the author wrote is cut: a parameter's value stays in its word whatever it holds.
-pub(super) fn words(
-    written: &str,
-    filler: &mut Filler<'_>,
-) -> Result<Vec<EnvText>, &'static str> {
+pub(super) fn words(written: &str, filler: &mut Filler<'_>) -> Result<Vec<EnvText>, &'static str> {
     let mut words = Vec::new();
     // None between words: '' is a word, and nothing is not.
     let mut word: Option<Vec<EnvPart>> = None;

@@ -118,7 +118,9 @@ impl Parser<'_> {
     /// Fills a value by the general rule; a name that is no parameter is a problem.
     fn fill(&mut self, tree: &Tree, path: &str) -> Tree {
         let mut unknown = Unknown::default();
-        let filled = self.filler.value(tree, &mut |at, name| unknown.add(at, name));
+        let filled = self
+            .filler
+            .value(tree, &mut |at, name| unknown.add(at, name));
         self.note_size(tree.at, path);
         self.note_unknown(unknown, path);
         filled
@@ -127,7 +129,9 @@ impl Parser<'_> {
     /// The same without the places.
     fn fill_plain(&mut self, tree: &Tree, path: &str) -> Value {
         let mut unknown = Unknown::default();
-        let filled = self.filler.plain(tree, &mut |at, name| unknown.add(at, name));
+        let filled = self
+            .filler
+            .plain(tree, &mut |at, name| unknown.add(at, name));
         self.note_size(tree.at, path);
         self.note_unknown(unknown, path);
         filled

@@ -95,6 +95,38 @@ impl Value {
         }
     }
 
+    /// Bytes of all its texts, names of members among them.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        match self {
+            Self::Null | Self::Bool(_) => 4,
+            Self::Number(text) | Self::String(text) => text.len(),
+            Self::List(items) => items.iter().map(Self::text_bytes).sum(),
+            Self::Map(members) => members
+                .iter()
+                .map(|(name, value)| name.len() + value.text_bytes())
+                .sum(),
+        }
+    }
+
+    /// Memory that it takes, in bytes; approximate.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        // The value itself, and what an allocation takes beside its content.
+        const VALUE: usize = 64;
+        const NAME: usize = 56;
+        VALUE
+            + match self {
+                Self::Null | Self::Bool(_) => 0,
+                Self::Number(text) | Self::String(text) => text.len(),
+                Self::List(items) => items.iter().map(Self::memory).sum(),
+                Self::Map(members) => members
+                    .iter()
+                    .map(|(name, value)| NAME + name.len() + value.memory())
+                    .sum(),
+            }
+    }
+
     /// The member `name` of a map.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {
@@ -335,7 +367,11 @@ impl Problems {
     #[must_use]
     pub fn new(source: impl Into<String>, mut list: Vec<Problem>) -> Self {
         list.sort_by_key(|problem| problem.at);
-        if let Some(more) = list.len().checked_sub(MAX_PROBLEMS).filter(|more| *more > 0) {
+        if let Some(more) = list
+            .len()
+            .checked_sub(MAX_PROBLEMS)
+            .filter(|more| *more > 0)
+        {
             let too_large = list.iter().any(|problem| problem.too_large);
             list.truncate(MAX_PROBLEMS);
             let at = list.last().map_or(Place::NONE, |problem| problem.at);

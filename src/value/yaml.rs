@@ -201,13 +201,7 @@ impl Builder<'_> {
     /// Puts a complete value where it belongs.
     fn close(&mut self, tree: Tree, anchor: usize) -> Result<(), Problem> {
         if anchor > 0 {
-            let copy = copy(
-                &tree,
-                size(&tree),
-                tree.at,
-                &mut self.copied,
-                self.budget,
-            )?;
+            let copy = copy(&tree, size(&tree), tree.at, &mut self.copied, self.budget)?;
             self.anchors.insert(anchor, copy);
         }
         let Some(open) = self.open.last_mut() else {
@@ -268,7 +262,15 @@ fn size(tree: &Tree) -> Size {
         Kind::List(items) => items.iter().map(size).fold(own(0), add),
         Kind::Map(members) => members
             .iter()
-            .map(|(key, value)| add(size(value), Size { values: 0, bytes: key.name.len() }))
+            .map(|(key, value)| {
+                add(
+                    size(value),
+                    Size {
+                        values: 0,
+                        bytes: key.name.len(),
+                    },
+                )
+            })
             .fold(own(0), add),
     }
 }
@@ -362,7 +364,11 @@ mod tests {
     #[test]
     fn aliased_text_beyond_its_bytes_is_refused() {
         // Few values, 1 MiB each: 20 GB at the limit of values.
-        let text = format!("a: &x {}\nb: [{}]\n", "x".repeat(1 << 20), "*x, ".repeat(20_000));
+        let text = format!(
+            "a: &x {}\nb: [{}]\n",
+            "x".repeat(1 << 20),
+            "*x, ".repeat(20_000)
+        );
         assert!(read_text(&text).is_err_and(|e| e.contains("16 MiB of text")));
     }
 

@@ -199,28 +199,43 @@ pub(super) fn pack(content: Content, namespace: &str, document: &[u8]) -> Vec<Pa
         .collect()
 }
 
-/// Unpacks a document from its parcels, in any order. In words where they are not what their
-/// names say.
-pub(super) fn unpack(parcels: &[(Name, ConfigMap)]) -> Result<Vec<u8>, String> {
+/// Why parcels are no document.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Broken {
+    /// It unfolds to more than was asked for.
+    #[error("it unfolds to more than it may")]
+    TooLarge,
+    /// They are not what their names say.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Unpacks a document of at most so many bytes from its parcels, in any order.
+pub(super) fn unpack(parcels: &[(Name, ConfigMap)], most: usize) -> Result<Vec<u8>, Broken> {
     let mut parcels: Vec<&(Name, ConfigMap)> = parcels.iter().collect();
     parcels.sort_by_key(|(name, _)| name.chunk);
     let mut packed = Vec::new();
     for (place, (name, map)) in parcels.iter().enumerate() {
         if name.chunk != place {
-            return Err(format!("part {place} is missing; the next is {name}"));
+            let why = format!("part {place} is missing; the next is {name}");
+            return Err(Broken::Other(why));
         }
         let binary = map.binary_data.as_ref().and_then(|data| data.get(KEY));
-        let bytes = binary.ok_or_else(|| format!("{name} has no key {KEY} in its binaryData"))?;
+        let bytes = binary
+            .ok_or_else(|| Broken::Other(format!("{name} has no key {KEY} in its binaryData")))?;
         packed.extend_from_slice(&bytes.0);
     }
     let found = hash(&packed);
     if let Some((name, _)) = parcels.iter().find(|(name, _)| name.hash != found) {
-        return Err(format!(
+        return Err(Broken::Other(format!(
             "{name} was made anew with something else in it (its content's hash is {found}), or a \
              part is missing"
-        ));
+        )));
     }
-    gzip::decompress(&packed).map_err(|error| error.to_string())
+    gzip::decompress_within(&packed, most).map_err(|error| match error {
+        gzip::GzipError::TooLarge => Broken::TooLarge,
+        other => Broken::Other(other.to_string()),
+    })
 }
 
 /// Files as `ConfigMaps` that are small enough.
@@ -322,7 +337,7 @@ mod tests {
         #[test]
         fn what_is_packed_comes_back(document: Vec<u8>) {
             let parcels = pack(Content::Service, "n", &document);
-            prop_assert_eq!(unpack(&named(&parcels)), Ok(document));
+            prop_assert_eq!(unpack(&named(&parcels), gzip::LARGEST), Ok(document));
         }
 
         #[test]
@@ -369,11 +384,14 @@ mod tests {
         }
         let mut found = named(&parcels);
         found.reverse();
-        assert_eq!(unpack(&found).as_deref(), Ok(document.as_slice()));
+        assert_eq!(
+            unpack(&found, gzip::LARGEST).as_deref(),
+            Ok(document.as_slice())
+        );
 
-        let missing_last = unpack(&found[1..]).unwrap_err();
+        let missing_last = unpack(&found[1..], gzip::LARGEST).unwrap_err().to_string();
         assert!(missing_last.contains("a part is missing"), "{missing_last}");
-        let missing_first = unpack(&found[..2]).unwrap_err();
+        let missing_first = unpack(&found[..2], gzip::LARGEST).unwrap_err().to_string();
         assert!(
             missing_first.contains("part 0 is missing"),
             "{missing_first}"
@@ -385,7 +403,7 @@ mod tests {
         let parcels = pack(Content::Service, "n", b"what runs");
         let other = pack(Content::Service, "n", b"something else");
         let found = [(parcels[0].name.clone(), other[0].map.clone())];
-        let error = unpack(&found).unwrap_err();
+        let error = unpack(&found, gzip::LARGEST).unwrap_err().to_string();
         assert!(error.contains("made anew"), "{error}");
         assert_eq!(
             parcels[0].differs(&other[0].map),

@@ -203,7 +203,7 @@ async fn what_unfolds_without_end_is_put_aside() {
     run_from(&fake, &files).await;
     assert_eq!(phase(&fake), "Pending");
     let said = message(&fake);
-    assert!(said.contains("unfolds to more than 32 MiB"), "{said}");
+    assert!(said.contains("unfolds to more than 8 MiB"), "{said}");
     another_run_goes_well(&fake).await;
     let calls = fake.calls();
     let told = calls.iter().filter(|it| *it == "event InvalidCatalog");
@@ -221,7 +221,7 @@ async fn what_unfolds_without_end_is_put_aside() {
     passes(1).await;
     assert_eq!(phase(&fake), "Error");
     let said = message(&fake);
-    assert!(said.contains("unfolds to more than 32 MiB"), "{said}");
+    assert!(said.contains("unfolds to more than 8 MiB"), "{said}");
     another_run_goes_well(&fake).await;
     fake.calls();
     silence(&fake).await;

@@ -20,6 +20,7 @@ mod fake;
 mod faults;
 mod golden;
 mod holes;
+mod memory;
 mod process;
 mod raw;
 mod record;
@@ -55,6 +56,7 @@ fn options() -> Options {
         processes: Processes::default(),
         runner: None,
         resync: Duration::from_secs(900),
+        cache: 192 * 1024 * 1024,
     }
 }
 

@@ -38,6 +38,7 @@ use crate::operator::broken;
 use crate::operator::context::Context;
 use crate::operator::floor::Floor;
 use crate::operator::hub::{News, Told, is_of};
+use crate::operator::memory::Charge;
 use crate::operator::publish::{Draft, Published, Publisher, View};
 use crate::operator::resolve::{self, Program, Unresolved};
 use crate::operator::status::{self, PodFacts};
@@ -60,6 +61,7 @@ pub(super) async fn drive(
     run: Arc<WorkflowRun>,
     old: bool,
     inbox: &mut UnboundedReceiver<Told>,
+    charge: &mut Charge,
 ) -> Option<Arc<WorkflowRun>> {
     let (answers, answered) = unbounded_channel();
     let (published, publications) = unbounded_channel();
@@ -79,6 +81,9 @@ pub(super) async fn drive(
         Ok(program) => program,
         Err(over) => return Some(over),
     };
+    // What it is to run is in the graph now.
+    let run = Arc::new(resolve::without_content(Arc::unwrap_or_clone(run)));
+    charge.resize(resolve::size(&run));
     let mut actor = Actor::new(&context, run, program, publisher, answers);
     actor.restore(&context, old).await?;
     let over = actor.live(inbox, answered, publications).await;
@@ -120,10 +125,10 @@ async fn begin(
             match published {
                 Published::Done { run: now, .. } => {
                     context.announce(&run, &now);
-                    run = now;
+                    run = Arc::new(resolve::with_content(&now, &run));
                 }
                 Published::Conflict { run: now } => {
-                    run = now;
+                    run = Arc::new(resolve::with_content(&now, &run));
                     continue;
                 }
                 Published::Gone => return None,
@@ -140,7 +145,7 @@ async fn begin(
             Ok(None | Some(News::Gone)) => return None,
             Ok(Some(News::Run(now))) => {
                 if publisher.admit(&now) {
-                    run = now;
+                    run = Arc::new(resolve::with_content(&now, &run));
                 }
             }
             Ok(Some(_)) | Err(_) => {}

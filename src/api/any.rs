@@ -324,7 +324,8 @@ mod tests {
             proptest::bool::ANY.prop_map(Json::from),
             proptest::num::i64::ANY.prop_map(Json::from),
             proptest::num::u64::ANY.prop_map(Json::from),
-            proptest::num::f64::NORMAL.prop_map(Json::from),
+            // Others are read a little differently by `serde_json` itself.
+            (-1_000_000_i32..1_000_000).prop_map(|it| Json::from(f64::from(it) / 8.0)),
             ".*".prop_map(Json::from),
         ];
         leaf.prop_recursive(4, 40, 5, |inner| {

@@ -906,6 +906,48 @@ mod tests {
         json!({service: {"version": 1.0, "workflow_template_path": path}}).to_string()
     }
 
+    /// 1,000 services with one template, which is read once, also when others of its folder change.
+    #[test]
+    fn template_that_many_entries_name_is_checked_once() {
+        let entries: serde_json::Map<String, serde_json::Value> = (0..1_000)
+            .map(|at| {
+                (
+                    format!("s{at}"),
+                    json!({"workflow_template_path": "t.json"}),
+                )
+            })
+            .collect();
+        let entries = serde_json::Value::Object(entries).to_string();
+        let mut a = map(
+            "team",
+            "a",
+            "x",
+            &[("many.json", &entries), ("t.json", "{}")],
+        );
+        a.metadata.uid = Some("a".to_owned());
+        a.metadata.resource_version = Some("1".to_owned());
+        let mut b = map(
+            "team",
+            "b",
+            "x",
+            &[("more.json", &entries.replace("\"s", "\"t"))],
+        );
+        b.metadata.uid = Some("b".to_owned());
+        let mut checks = Checks::default();
+        let found = problems("x", &[&a, &b], &mut checks);
+        assert_eq!(checks.len(), 1);
+        assert!(found.len() > MAX_PROBLEMS && found.len() < MAX_PROBLEMS + 1_000);
+        // It is not read again: what it was found to be is believed.
+        for known in checks.0.values_mut() {
+            *known = Ok(());
+        }
+        checks.retain(&[&a, &b]);
+        assert_eq!(problems("x", &[&a, &b], &mut checks), Vec::new());
+        a.metadata.resource_version = Some("2".to_owned());
+        checks.retain(&[&a, &b]);
+        assert!(checks.is_empty());
+    }
+
     fn look(services: &[Service], maps: &[ConfigMap]) -> Result<Found, NotFound> {
         find(NAME, None, "team", "shared", services.iter(), maps.iter())
     }

@@ -192,6 +192,18 @@ mod tests {
     }
 
     #[test]
+    fn thirty_kilobytes_that_unfold_to_32_mib_are_refused() {
+        let packed = compress(&vec![b' '; 32 * 1024 * 1024]);
+        assert!(packed.len() < 40_000, "{}", packed.len());
+        assert_eq!(decompress(&packed), Err(GzipError::TooLarge));
+        assert_eq!(
+            decompress_within(&compress(b"text"), 3),
+            Err(GzipError::TooLarge)
+        );
+        assert!(decompress_within(&compress(b"text"), 4).is_ok());
+    }
+
+    #[test]
     fn a_header_may_have_all_its_parts() {
         let packed = compress(b"text");
         let mut full = vec![

@@ -47,7 +47,8 @@ impl Held {
     /// Whether so many bytes more are in this namespace's share.
     fn fits(&self, most: usize, namespace: &str, more: usize) -> bool {
         let left = most.saturating_sub(self.all);
-        more <= left && self.of(namespace).saturating_add(more) <= left
+        let after = left.checked_sub(more);
+        after.is_some_and(|after| self.of(namespace).saturating_add(more) <= after)
     }
 }
 

@@ -196,32 +196,20 @@ impl<'a> Filler<'a> {
     /// Counts an expression's text, before it is compiled.
     pub(super) fn take_expr(&mut self, text: &str) -> bool {
         let memory = text.len().saturating_mul(2 * Expr::MEMORY);
-        self.take(
-            None,
-            Size {
-                json: text.len(),
-                memory,
-            },
-        )
+        self.take(None, Size { json: 0, memory })
     }
 
-    /// Counts a part of a word, where the author wrote it.
+    /// Counts a part of a word, where the author wrote it: as a text it has a bound already.
     fn take_part(&mut self, text: &str) -> bool {
         let memory = text.len() + PART;
-        self.take(
-            None,
-            Size {
-                json: text.len(),
-                memory,
-            },
-        )
+        self.take(None, Size { json: 0, memory })
     }
 
     fn take(&mut self, param: Option<(&str, Size)>, size: Size) -> bool {
         let node = self.node.saturating_add(size.json);
         let run = self.run.saturating_add(size.memory);
         let (whole, limit) = if node > self.limits.node {
-            ("the parameters and texts of this node", self.limits.node)
+            ("the parameters of this node", self.limits.node)
         } else if run > self.limits.run {
             ("the nodes of the run together", self.limits.run)
         } else {
@@ -467,5 +455,107 @@ fn push_char(parts: &mut Vec<EnvPart>, c: char) {
         literal.push(c);
     } else {
         parts.push(EnvPart::Literal(c.to_string()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Params, Template};
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        values: 1_000,
+        node: 2_000,
+        run: 20_000,
+    };
+
+    fn problem(template: &str, params: &Params) -> String {
+        let template = Template::read_within("t", template, LIMITS).unwrap();
+        let problems = template.graph(Filling::With(params)).unwrap_err();
+        assert!(problems.is_too_large(), "{problems}");
+        assert_eq!(problems.list.len(), 1, "one clear error: {problems}");
+        problems.to_string()
+    }
+
+    fn params(value: Value) -> Params {
+        Params::from([("big".to_owned(), value)])
+    }
+
+    #[test]
+    fn parameter_beyond_a_node_is_named() {
+        let text = Value::from("x".repeat(1_500));
+        for field in [
+            r#""param": {"p": ["$big", "$big"]}, "action": {"type": "cmd", "cmd": "true"}"#,
+            r#""param": {"p": "a $big b $big"}, "action": {"type": "cmd", "cmd": "true"}"#,
+            r#""action": {"type": "cmd", "cmd": "true $big $big"}"#,
+            r#""action": {"type": "cmd", "cmd": ["true", "$big", "$big"]}"#,
+            r#""action": {"type": "cmd", "cmd": "true", "env": {"a": "$big", "b": "$big"}}"#,
+            r#""action": {"type": "api", "module": "m", "function": "f", "path": ["$big", "$big"]}"#,
+            r#""prev_nodes": ["$big", "$big"], "action": {"type": "cmd", "cmd": "true"}"#,
+        ] {
+            let said = problem(&format!("{{\"n\": {{{field}}}}}"), &params(text.clone()));
+            assert!(
+                said.contains("n.") && said.contains("`big` (1502 bytes) here, the parameters of"),
+                "{field}: {said}"
+            );
+            assert!(said.contains("more than 2000 bytes"), "{said}");
+        }
+    }
+
+    #[test]
+    fn parameter_in_many_nodes_is_too_large() {
+        let node = r#"{"param": {"p": "$big"}, "action": {"type": "cmd", "cmd": "true"}}"#;
+        let nodes: Vec<String> = (0..20).map(|at| format!("\"n{at}\": {node}")).collect();
+        let template = format!("{{{}}}", nodes.join(","));
+        let list = Value::List(vec![Value::Null; 100]);
+        for (value, nth) in [(Value::from("x".repeat(1_500)), 11), (list, 2)] {
+            let said = problem(&template, &params(value));
+            assert!(
+                said.contains(&format!("n{nth}.param: with the parameter `big`")),
+                "{said}"
+            );
+            assert!(
+                said.contains("the nodes of the run together take more than 20000"),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn command_of_too_many_words_is_too_large() {
+        let words = "a ".repeat(400);
+        let template =
+            format!("{{\"n\": {{\"action\": {{\"type\": \"cmd\", \"cmd\": \"{words}\"}}}}}}");
+        let said = problem(&template, &Params::new());
+        assert!(
+            said.contains("n.action.cmd: with this text, the nodes"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn expression_of_too_many_names_is_too_large() {
+        let expr = vec!["a"; 1_000].join("||");
+        let template = format!(
+            "{{\"a\": {{\"action\": {{\"type\": \"cmd\", \"cmd\": \"true\"}}, \"decision_expr\": \"{expr}\"}}}}"
+        );
+        let said = problem(&template, &Params::new());
+        assert!(
+            said.contains("a.decision_expr: with this text, the nodes"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn long_parameter_name_is_cut_in_every_error() {
+        let params = Params::from([("n".repeat(100_000), Value::Null)]);
+        let unknown = "$x ".repeat(300);
+        let template = format!(
+            "{{\"a\": {{\"action\": {{\"type\": \"cmd\", \"cmd\": \"true\"}}, \"param\": {{\"p\": \"{unknown}\"}}}}}}"
+        );
+        let template = Template::read("t", &template).unwrap();
+        let problems = template.graph(Filling::With(&params)).unwrap_err();
+        assert_eq!(problems.list.len(), 300);
+        assert!(problems.to_string().len() < 60_000);
     }
 }

@@ -37,7 +37,7 @@ async fn amplified_parameter_ends_run_as_too_large() {
         .collect();
     let big = "x".repeat(700_000);
     let spec = json!({"template": nodes, "params": {"big": big}});
-    assert!(spec.to_string().len() < 850_000);
+    assert!(spec.to_string().len() < 900_000);
     fake.put("workflowruns", run(&spec));
     passes(3).await;
     assert_eq!([phase(&fake), failed(&fake)], ["Error", "TooLarge"]);
@@ -185,13 +185,14 @@ async fn service_beyond_its_share_is_refused_and_not_replaced() {
     };
     for at in 0..6 {
         let text = format!("{template}{}", " ".repeat(MIB));
-        fake.put(
-            "services",
-            service(format!("some.large-{at}"), text),
-        );
+        fake.put("services", service(format!("some.large-{at}"), text));
         passes(1).await;
     }
-    fake.put_in("shared", "services", service("some.large-5".to_owned(), template.clone()));
+    fake.put_in(
+        "shared",
+        "services",
+        service("some.large-5".to_owned(), template.clone()),
+    );
     passes(10).await;
     let ready = |at: usize| {
         let service = fake.get("services", &format!("some-large-{at}")).unwrap();

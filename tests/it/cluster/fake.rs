@@ -3,6 +3,7 @@
 
 mod catalogue;
 mod crd;
+mod hostile;
 mod kubectl;
 mod kubelet;
 mod life;

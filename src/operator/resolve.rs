@@ -36,7 +36,10 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Above so many bytes of text, template and parameters are read when nothing else as large is.
 const LARGE: usize = 256 * 1024;
 /// Memory of a graph for each byte of its template's text, as long as it is not known better.
-const ESTIMATE: usize = 6;
+const ESTIMATE: usize = 2;
+
+/// The reason of a run that waits until others give memory back.
+pub(super) const NO_MEMORY: &str = "NoMemory";
 
 /// What a run runs.
 pub(super) struct Program {
@@ -246,7 +249,12 @@ fn no_room(context: &Context, run: &WorkflowRun, bytes: usize) -> Unresolved {
         return Unresolved::never("TooLarge", message);
     }
     let namespace = run.namespace().unwrap_or_default();
-    Unresolved::wait("NoMemory", pool.refusal(&namespace, bytes))
+    // Always the same, as what changes is written, and what is written is looked at again.
+    let message = format!(
+        "the operator has no memory for the run's graph now: namespace {namespace} has its share of \
+         the cache `programs`; the run waits until others end"
+    );
+    Unresolved::wait(NO_MEMORY, message)
 }
 
 /// How much there is to read of template and parameters, in bytes.

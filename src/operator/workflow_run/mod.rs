@@ -40,12 +40,15 @@ use crate::operator::floor::Floor;
 use crate::operator::hub::{News, Told, is_of};
 use crate::operator::memory::Charge;
 use crate::operator::publish::{Draft, Published, Publisher, View};
-use crate::operator::resolve::{self, Program, Unresolved};
+use crate::operator::resolve::{self, NO_MEMORY, Program, Unresolved};
 use crate::operator::status::{self, PodFacts};
 
 /// How soon, and how often at the end, a run that cannot be resolved looks again, should nothing
 /// else happen. Soon at first: what is applied together arrives one after the other.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// How soon a run for whose graph there is no memory looks again.
+const NO_MEMORY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Attempts of a run that are on record as begun, and have not: no more are recorded at once, and
 /// the next only when few are left. All of these are lost with the operator, and each record is a
@@ -138,7 +141,10 @@ async fn begin(
                 return Some((Arc::clone(&run), Err(run)));
             }
         }
-        let wait = tokio::time::timeout(pause, inbox.recv()).await;
+        // Reading it again costs much where it is large.
+        let is_full = matches!(&unresolved, Unresolved::Wait { reason, .. } if reason == NO_MEMORY);
+        let length = if is_full { NO_MEMORY_AGAIN } else { pause };
+        let wait = tokio::time::timeout(length, inbox.recv()).await;
         let wait = wait.map(|told| told.map(|told| told.news));
         pause = (pause * 2).min(LOOK_AGAIN.1);
         match wait {

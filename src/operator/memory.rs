@@ -24,6 +24,8 @@ pub(super) struct Pool(Arc<Shared>);
 struct Shared {
     cache: &'static str,
     most: usize,
+    /// Whether a namespace has only its share.
+    is_shared_out: bool,
     held: Mutex<Held>,
     metrics: Arc<Metrics>,
     /// Something was given back.
@@ -45,8 +47,11 @@ impl Held {
     }
 
     /// Whether so many bytes more are in this namespace's share.
-    fn fits(&self, most: usize, namespace: &str, more: usize) -> bool {
-        let left = most.saturating_sub(self.all);
+    fn fits(&self, pool: &Shared, namespace: &str, more: usize) -> bool {
+        let left = pool.most.saturating_sub(self.all);
+        if !pool.is_shared_out {
+            return more <= left;
+        }
         let after = left.checked_sub(more);
         after.is_some_and(|after| self.of(namespace).saturating_add(more) <= 2 * after)
     }
@@ -62,10 +67,20 @@ pub(super) struct Charge {
 impl Pool {
     /// A pool of so many bytes; `cache` is its name in the metrics.
     pub(super) fn new(cache: &'static str, most: usize, metrics: Arc<Metrics>) -> Self {
+        Self::make(cache, most, metrics, true)
+    }
+
+    /// One for a single namespace, which may take all of it.
+    pub(super) fn of_one(cache: &'static str, most: usize, metrics: Arc<Metrics>) -> Self {
+        Self::make(cache, most, metrics, false)
+    }
+
+    fn make(cache: &'static str, most: usize, metrics: Arc<Metrics>, is_shared_out: bool) -> Self {
         metrics.cache_holds(cache, 0);
         Self(Arc::new(Shared {
             cache,
             most,
+            is_shared_out,
             held: Mutex::default(),
             metrics,
             freed: Notify::new(),
@@ -75,7 +90,7 @@ impl Pool {
     /// Takes so many bytes for this namespace; none where that is more than its share.
     pub(super) fn take(&self, namespace: &str, bytes: usize) -> Option<Charge> {
         let mut held = self.held();
-        held.fits(self.0.most, namespace, bytes).then(|| {
+        held.fits(&self.0, namespace, bytes).then(|| {
             self.add(&mut held, namespace, bytes);
             self.charge(namespace, bytes)
         })
@@ -89,7 +104,7 @@ impl Pool {
 
     /// Whether so many bytes would be given to this namespace now.
     pub(super) fn has_room(&self, namespace: &str, bytes: usize) -> bool {
-        self.held().fits(self.0.most, namespace, bytes)
+        self.held().fits(&self.0, namespace, bytes)
     }
 
     /// The most that one thing may be: what a namespace gets that is alone.
@@ -160,7 +175,7 @@ impl Charge {
         }
         let more = bytes - self.bytes;
         let mut held = self.pool.held();
-        let fits = held.fits(self.pool.0.most, &self.namespace, more);
+        let fits = held.fits(&self.pool.0, &self.namespace, more);
         if fits {
             self.pool.add(&mut held, &self.namespace, more);
             self.bytes = bytes;

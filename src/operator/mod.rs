@@ -167,12 +167,13 @@ async fn work_with(
     runner: Option<runner::Runner>,
 ) {
     let (shelves, services) = service::start(&client, &options, health, &metrics);
-    // Two sixths are the catalogue's.
-    let pool =
-        |cache, sixths| memory::Pool::new(cache, options.cache / 6 * sixths, Arc::clone(&metrics));
+    // The rest is the catalogue's.
+    let pool = |cache, twelfths| {
+        memory::Pool::new(cache, options.cache / 12 * twelfths, Arc::clone(&metrics))
+    };
     let context = Arc::new(Context {
-        runs: pool("runs", 1),
-        programs: pool("programs", 3),
+        runs: pool("runs", 2),
+        programs: pool("programs", 5),
         large: memory::LargeTurns::default(),
         reads: Semaphore::new(READS),
         client: client.clone(),

@@ -35,6 +35,8 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Above so many bytes of text, template and parameters are read when nothing else as large is.
 const LARGE: usize = 256 * 1024;
+/// How long what is large may take to be found, read and copied, while no other of its size is.
+const LONGEST_TURN: Duration = Duration::from_mins(2);
 /// Memory of a graph for each byte of its template's text, as long as it is not known better.
 const ESTIMATE: usize = 2;
 
@@ -136,7 +138,13 @@ pub(super) async fn resolve(
     }
     let namespace = run.namespace().unwrap_or_default();
     let _turn = context.large.wait(&namespace).await;
-    resolve_within(context, run, gzip::LARGEST).await
+    // Others wait behind it, whatever the API server does.
+    let resolved = resolve_within(context, run, gzip::LARGEST);
+    let resolved = tokio::time::timeout(LONGEST_TURN, resolved).await;
+    resolved.unwrap_or_else(|_| {
+        let message = "the API server does not give what the run runs in time; it is asked again";
+        Err(Unresolved::wait("NotPinned", message))
+    })
 }
 
 /// Finds what a run runs, where its texts are at most so many bytes.

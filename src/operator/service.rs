@@ -308,8 +308,9 @@ pub(super) fn start(
 ) -> (Shelves, impl FnOnce(Arc<Context>) -> Work + use<>) {
     let scope = with_shared(options);
     let anew = Some(options.resync);
-    let pool = |cache| Pool::new(cache, options.cache / 6, Arc::clone(metrics));
-    let (own, shared) = (pool("catalog"), pool("shared_catalog"));
+    let part = options.cache / 12;
+    let own = Pool::new("catalog", 2 * part, Arc::clone(metrics));
+    let shared = Pool::of_one("shared_catalog", 3 * part, Arc::clone(metrics));
     let door = || Door {
         own: own.clone(),
         shared: shared.clone(),

@@ -204,9 +204,11 @@ pub(super) async fn read(
     let mut found = Vec::new();
     let mut bytes = 0;
     for name in names {
-        let _turn = context.reads.acquire().await;
         let map = context
-            .insist("read a snapshot", || maps.get_opt(name))
+            .insist("read a snapshot", || async {
+                let _turn = context.reads.acquire().await;
+                maps.get_opt(name).await
+            })
             .await;
         bytes += map.as_ref().map_or(0, content_bytes);
         is_within(bytes, most, || "what it runs, as it was copied".to_owned())?;
@@ -249,9 +251,11 @@ pub(super) async fn scripts(
     let mut bytes = 0;
     for scripts in &pinned.scripts {
         let name = &scripts.config_map;
-        let _turn = context.reads.acquire().await;
         let map = context
-            .insist("read a snapshot", || maps.get_opt(name))
+            .insist("read a snapshot", || async {
+                let _turn = context.reads.acquire().await;
+                maps.get_opt(name).await
+            })
             .await;
         let broken = |why: String| {
             let message = format!("the scripts of this run cannot be read any more: {why}");

@@ -2,6 +2,7 @@
 //! chart, and runs of another namespace succeed. The peak of its memory is a count, as the kernel
 //! keeps it; times are printed for people.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use apscli::catalog::gzip::compress;
@@ -58,7 +59,7 @@ fn noise(bytes: usize, seed: u64) -> String {
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
-        text.push_str(&format!("{:016x}", state ^ (state >> 29)));
+        write!(text, "{:016x}", state ^ (state >> 29)).unwrap();
     }
     text
 }

@@ -235,6 +235,10 @@ pub fn find_within<'a>(
     found
 }
 
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "an iterator is handed over, and looked through as often as there are levels"
+)]
 fn find_in<'a>(
     asked: &Asked<'_>,
     namespace: &str,

@@ -201,7 +201,7 @@ impl<K: Kept> Kept for DeserializeGuard<K> {
         match &mut self.0 {
             Ok(object) => object.slim(),
             Err(invalid) => {
-                slim_metadata(&mut invalid.metadata, &[cluster::FOLDER], &[cluster::LABEL])
+                slim_metadata(&mut invalid.metadata, &[cluster::FOLDER], &[cluster::LABEL]);
             }
         }
     }

@@ -375,7 +375,8 @@ mod tests {
     #[test]
     fn nested_anchors_beyond_their_bytes_are_refused() {
         // Each anchor keeps all that is below it.
-        let anchors: String = (0..100).map(|level| format!("&a{level} [")).collect();
+        let anchors: Vec<String> = (0..100).map(|level| format!("&a{level} [")).collect();
+        let anchors = anchors.concat();
         let text = format!("{anchors}{}{}", "x".repeat(1 << 20), "]".repeat(100));
         assert!(read_text(&text).is_err_and(|e| e.contains("16 MiB of text")));
     }

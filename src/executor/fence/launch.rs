@@ -72,7 +72,7 @@ fn launch(words: &[OsString]) -> Option<ExitCode> {
     Some(match launcher.run(Path::new(program), command) {
         Ok(status) => status,
         Err(why) => {
-            launcher.say(&Said::Refused(why));
+            launcher.say(&Said::Broken(why));
             sweep::remove(&launcher.policy.folder);
             ExitCode::from(TROUBLE)
         }

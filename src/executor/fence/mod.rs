@@ -18,7 +18,7 @@ pub mod launch;
 #[cfg(feature = "program")]
 mod rules;
 #[cfg(feature = "program")]
-mod sweep;
+pub(super) mod sweep;
 #[cfg(feature = "program")]
 mod usage;
 
@@ -132,6 +132,8 @@ enum Said {
     Enforced(String),
     /// It did not begin.
     Refused(String),
+    /// The launcher itself could not work: a failure of this machine and not of the node.
+    Broken(String),
     /// Its file could not be executed; the error's number.
     NotExecuted(i32),
     /// It was ended, because it used more than it may.
@@ -338,6 +340,7 @@ impl Inside {
                     *lock(&self.fence.enforced) = Some(words);
                 }
                 Said::Refused(why) => return Outcome::silent(Ending::NotStarted(why)),
+                Said::Broken(why) => return Outcome::silent(Ending::Lost(why)),
                 Said::NotExecuted(number) => {
                     let why = not_executed(program, number);
                     return Outcome::silent(Ending::NotStarted(why));
@@ -352,8 +355,8 @@ impl Inside {
         }
         let by_itself = matches!(outcome.ending, Ending::Exited(_) | Ending::Signalled(_));
         if !began && by_itself {
-            let why = "the fence broke down before the program began".to_owned();
-            return Outcome::silent(Ending::NotStarted(why));
+            let why = "the launcher of the sandbox ended before the program started".to_owned();
+            return Outcome::silent(Ending::Lost(why));
         }
         outcome
     }

@@ -174,7 +174,7 @@ fn end(
 }
 
 /// Removes a folder with all that is in it, as far as that is possible.
-pub(super) fn remove(folder: &Path) {
+pub(in crate::executor) fn remove(folder: &Path) {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let _ = rustix::fs::chmod(folder, Mode::RWXU);
     let Ok(root) = open(folder, flags, Mode::empty()) else {

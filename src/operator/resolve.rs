@@ -165,6 +165,11 @@ fn check_processes(
         );
         return Err(Unresolved::never("ProcessNotAllowed", message));
     }
+    if pinned.network == Some(true) && !options.processes.network {
+        let message = "network: the service's processes may have none here; expected `false`, or \
+                       executor `pod` (the cluster's administrator can allow it: --process-network)";
+        return Err(Unresolved::never("NetworkNotAllowed", message));
+    }
     let uid = run.metadata.uid.clone().unwrap_or_default();
     let secrets = run
         .spec
@@ -198,13 +203,19 @@ pub(super) fn decision(node: &Node) -> Work {
 
 /// What the operator does not do for this run, whatever it runs.
 fn check(context: &Context, run: &WorkflowRun) -> Result<(), Unresolved> {
+    let namespace = run.namespace().unwrap_or_default();
+    let allowed = &context.options.service_accounts;
     if let Some(account) = &run.spec.service_account_name
-        && !context.options.service_accounts.contains(account)
+        && !allowed.iter().any(|it| it.allows(&namespace, account))
     {
+        // Those of other namespaces are not this author's to know.
+        let here = allowed.iter().filter(|it| it.allows(&namespace, &it.name));
+        let here: Vec<&str> = here.map(|it| it.name.as_str()).collect();
         let message = format!(
-            "spec.serviceAccountName: `{account}` is not on the operator's list; expected {} \
-             (the cluster's administrator can add it: --allow-service-account)",
-            listed(&context.options.service_accounts)
+            "spec.serviceAccountName: `{account}` is not on the operator's list for namespace \
+             {namespace}; expected {} (the cluster's administrator can add it: \
+             --allow-service-account {namespace}/{account})",
+            listed(&here)
         );
         return Err(Unresolved::never("ServiceAccountNotAllowed", message));
     }
@@ -216,7 +227,7 @@ fn check(context: &Context, run: &WorkflowRun) -> Result<(), Unresolved> {
     Ok(())
 }
 
-fn listed(names: &[String]) -> String {
+fn listed(names: &[&str]) -> String {
     if names.is_empty() {
         "none".to_owned()
     } else {

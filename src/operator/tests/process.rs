@@ -174,6 +174,7 @@ fn recorded(fake: &Fake, name: &str) -> bool {
 fn allowed() -> Options {
     Options {
         processes: Processes {
+            network: false,
             namespaces: vec!["default".to_owned()],
             services: vec!["shared.*".to_owned()],
         },
@@ -459,5 +460,73 @@ async fn a_secret_is_for_pods() {
     passes(1).await;
     assert_eq!(phase(&fake), "Error");
     assert!(message(&fake).starts_with("node n0: the parameter `password` comes from a Secret"));
+    assert!(seen.lock().unwrap().started.is_empty());
+}
+
+/// A runner that ends because it is broken: `onLost` decides, and the next one is asked again.
+#[tokio::test(start_paused = true)]
+async fn broken_runner_with_retry_starts_again() {
+    let (fake, seen, _process) = begun(never).await;
+    let spec = json!({"template": fan(2), "executor": "process", "onLost": "Retry"});
+    fake.put("workflowruns", run(&spec));
+    passes(1).await;
+    seen.lock().unwrap().broken = true;
+    passes(2).await;
+    seen.lock().unwrap().broken = false;
+    passes(10).await;
+    let mut started = seen.lock().unwrap().started.clone();
+    started.sort();
+    assert_eq!(started, ["n0/1", "n0/2", "n1/1", "n1/2"]);
+    assert_eq!(seen.lock().unwrap().connections, 2);
+}
+
+fn lost(_: &str) -> Option<Ending> {
+    Some(Ending::Lost("the runner could not start it".to_owned()))
+}
+
+/// What the runner could not start is lost and not failed for good, and it is given the files again,
+/// as it may be these that it could not keep.
+#[tokio::test(start_paused = true)]
+async fn lost_start_is_retried_with_its_files() {
+    let (fake, seen, _process) = begun(lost).await;
+    let scripts = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "scripts"}, "data": {"a.sh": "#!/bin/sh\n"}});
+    fake.put("configmaps", scripts);
+    let service = json!({"apiVersion": "apscli.dev/v1alpha1", "kind": "Service",
+        "metadata": {"name": "s"}, "spec": {"fqsn": "own.s", "executor": "process",
+            "versions": [{"version": "1", "template": fan(1)}],
+            "scripts": [{"configMap": "scripts"}]}});
+    fake.put("services", service);
+    passes(1).await;
+    fake.put(
+        "workflowruns",
+        run(&json!({"fqsn": "own.s", "onLost": "Retry"})),
+    );
+    passes(10).await;
+    assert_eq!(phases(&fake), ["n0 Error Lost"]);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.started, ["n0/1", "n0/2", "n0/3"]);
+    assert_eq!(seen.files, ["a.sh", "a.sh", "a.sh"]);
+    assert_eq!(seen.connections, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn network_needs_the_administrator() {
+    let (fake, seen, _process) = begun(all_well).await;
+    let service = json!({"apiVersion": "apscli.dev/v1alpha1", "kind": "Service",
+        "metadata": {"name": "s"}, "spec": {"fqsn": "own.s", "executor": "process",
+            "network": true, "versions": [{"version": "1", "template": fan(1)}]}});
+    fake.put("services", service);
+    passes(1).await;
+    fake.put("workflowruns", run(&json!({"fqsn": "own.s"})));
+    passes(2).await;
+    assert_eq!(phase(&fake), "Error");
+    let reason = &fake.run()["status"]["conditions"][0]["reason"];
+    assert_eq!(reason, "NetworkNotAllowed");
+    assert!(
+        message(&fake).contains("--process-network"),
+        "{}",
+        message(&fake)
+    );
     assert!(seen.lock().unwrap().started.is_empty());
 }

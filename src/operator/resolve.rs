@@ -116,7 +116,7 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
     let processes = processes(run, &pinned, &graph);
     let mut files = Vec::new();
     if !processes.is_empty() {
-        check_processes(context, run, &pinned, &graph, &processes)?;
+        check_processes(context, run, &pinned, &resolved, &graph, &processes)?;
         files = snapshot::scripts(context, run, &pinned).await?;
     }
     Ok(Program {
@@ -146,6 +146,7 @@ fn check_processes(
     context: &Context,
     run: &WorkflowRun,
     pinned: &Pinned,
+    resolved: &Resolved,
     graph: &Graph,
     processes: &BTreeSet<NodeIx>,
 ) -> Result<(), Unresolved> {
@@ -163,6 +164,14 @@ fn check_processes(
              namespace {}: --process-service)",
             options.shared_namespace
         );
+        return Err(Unresolved::never("ProcessNotAllowed", message));
+    }
+    // The place that a document names is believed because the document's name holds its hash. Half
+    // a hash does not prove that: who publishes a service could have made two of one name.
+    if !options.processes.allow(&namespace, None) && !snapshot::are_whole(&resolved.snapshot) {
+        let message = "executor: `process` is allowed here for the service alone, and the copy of \
+                       it was made by an operator up to 0.1.0, in whose names is half of a hash \
+                       only; expected a copy with the whole hash: make the run again";
         return Err(Unresolved::never("ProcessNotAllowed", message));
     }
     let uid = run.metadata.uid.clone().unwrap_or_default();
@@ -324,6 +333,7 @@ async fn pods(context: &Context, run: &WorkflowRun, pinned: &Pinned) -> RunPods 
                 keys: scripts.keys.clone(),
             })
             .collect(),
+        scripts_hash: pinned.scripts_hash(),
         secrets: secrets.collect(),
         overrides: overrides(pinned.pod.as_ref(), run.spec.pod.as_ref()),
         service_account: run.spec.service_account_name.clone(),

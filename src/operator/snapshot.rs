@@ -33,6 +33,7 @@ use crate::catalog::cluster::{self, Found, Written};
 use crate::catalog::gzip;
 use crate::executor::decision::secret_token;
 use crate::executor::runner::Script;
+use crate::executor::scripts;
 use crate::template::Params;
 use crate::value::Value;
 
@@ -102,6 +103,40 @@ pub(super) struct PinnedScripts {
     pub(super) mode: i32,
     /// The files.
     pub(super) keys: Vec<String>,
+    /// The SHA-256 of each file, in hexadecimal. Empty in copies of operators up to 0.1.0.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) hashes: BTreeMap<String, String>,
+}
+
+impl Pinned {
+    /// What the files of all scripts together are, for the check that `apscli-node` makes before
+    /// it starts anything: see [`scripts::manifest`]. None: there are no scripts, or an operator
+    /// up to 0.1.0 made the copy, or the node could not read them to check them.
+    pub(super) fn scripts_hash(&self) -> Option<String> {
+        const READ_BY_ALL: i32 = 0o004;
+        let mut files = BTreeMap::new();
+        for scripts in &self.scripts {
+            if scripts.mode & READ_BY_ALL == 0 {
+                return None;
+            }
+            for key in &scripts.keys {
+                let path = match scripts.path.as_str() {
+                    "" => key.clone(),
+                    folder => format!("{folder}/{key}"),
+                };
+                // Of two of one path the kubelet keeps the last, too.
+                files.insert(path, scripts.hashes.get(key)?.clone());
+            }
+        }
+        (!self.scripts.is_empty()).then(|| scripts::manifest(&files))
+    }
+}
+
+/// Whether the names of all these copies hold the whole hash of what is inside, so that nobody can
+/// have made another content of the same name.
+pub(super) fn are_whole(names: &[String]) -> bool {
+    let mut names = names.iter().map(|name| Name::of(name));
+    names.all(|name| name.is_some_and(|name| name.is_whole()))
 }
 
 /// A document, and the form that it has.
@@ -582,6 +617,7 @@ impl<'a> Keeper<'a> {
             path,
             mode,
             keys: parcel::keys(author),
+            hashes: parcel::hashes(author),
         })
     }
 

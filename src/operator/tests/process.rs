@@ -448,6 +448,50 @@ async fn an_allowed_service_is_the_shared_one() {
     }
 }
 
+/// Of a copy that an operator up to 0.1.0 made, only half of the hash is in its name: nobody has proven
+/// that its content is what was copied from the shared namespace.
+#[tokio::test(start_paused = true)]
+async fn half_a_hash_proves_no_shared_service() {
+    for (namespace, refused) in [("m", true), ("default", false)] {
+        let (fake, seen, process) = begun(never).await;
+        let service = json!({"apiVersion": "apscli.dev/v1alpha1", "kind": "Service",
+            "metadata": {"name": "s"},
+            "spec": {"fqsn": "shared.s", "executor": "process", "versions": [{"version": "1", "template": fan(1)}]}});
+        fake.put_in("shared", "services", service);
+        passes(1).await;
+        let run = json!({"apiVersion": "apscli.dev/v1alpha1", "kind": "WorkflowRun",
+            "metadata": {"name": "r"}, "spec": {"fqsn": "shared.s", "onLost": "Retry"}});
+        fake.put_in(namespace, "workflowruns", run);
+        passes(5).await;
+        assert_eq!(seen.lock().unwrap().started.len(), 1);
+        process.dies();
+        let run = fake.get_in(namespace, "workflowruns", "r").unwrap();
+        let name = run["status"]["resolved"]["snapshot"][0].as_str().unwrap();
+        let hash = name
+            .strip_prefix("apscli-service-")
+            .unwrap()
+            .strip_suffix("-0")
+            .unwrap();
+        assert_eq!(hash.len(), 64);
+        let objects = fake.objects().to_string().replace(hash, &hash[..32]);
+        let fake = Fake::new();
+        fake.load(&serde_json::from_str(&objects).unwrap());
+        let seen = Arc::default();
+        let _process = operate_with(&fake, &seen, all_well);
+        passes(60).await;
+        let run = fake.get_in(namespace, "workflowruns", "r").unwrap();
+        let status = &run["status"];
+        if refused {
+            assert_eq!(status["phase"], "Error", "{status:#}");
+            let said = status["message"].as_str().unwrap();
+            assert!(said.contains("half of a hash"), "{said}");
+        } else {
+            assert_eq!(status["phase"], "Succeeded", "{status:#}");
+        }
+        assert_eq!(seen.lock().unwrap().started.len(), usize::from(!refused));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_secret_is_for_pods() {
     let (fake, seen, _process) = begun(all_well).await;

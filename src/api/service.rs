@@ -63,10 +63,12 @@ const MAX_MESSAGE: usize = 2048;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.defaultVersion) || self.versions.exists(v, v.version == self.defaultVersion)").message("defaultVersion is none of the versions").field_path(".defaultVersion"),
+    validation = Rule::new("self.fqsn == oldSelf.fqsn").message("fqsn is fixed when the Service is made, as the oldest object of a name counts; make another Service").field_path(".fqsn"),
 )]
 pub struct ServiceSpec {
     /// The fully qualified name of the service, such as oracle.peo.cloud.vm_allocation: two or
-    /// more segments of letters, digits, _ and -. The object's own name may be any other.
+    /// more segments of letters, digits, _ and -. The object's own name may be any other. It cannot
+    /// be changed: of several Services of a namespace with one fqsn the oldest counts.
     #[schemars(
         length(max = 253),
         regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$")
@@ -330,7 +332,8 @@ pub struct ServiceStatus {
     /// The metadata.generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready is True when all versions can be run, else False with the reason Invalid.
+    /// Ready is True when all versions can be run. Else it is False with the reason Invalid, or
+    /// Conflict where an older Service of the namespace has the same fqsn and counts in its place.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

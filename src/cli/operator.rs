@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::filter::Targets;
 
+use crate::catalog::cluster::LabelledMaps;
 use crate::operator::health::Health;
 use crate::operator::metrics::Metrics;
 use crate::operator::options::{Delivery, Election, Options, Processes, RunnerPlace, Scope, Shard};
@@ -45,6 +46,9 @@ pub struct OperatorArgs {
     /// The namespace of the catalogue that all namespaces share [default: `$POD_NAMESPACE`, else apscli]
     #[arg(long, value_name = "NAMESPACE")]
     shared_namespace: Option<String>,
+    /// Whose ConfigMaps with the label apscli.dev/catalog are catalogues
+    #[arg(long, value_enum, value_name = "MODE", default_value = "shared")]
+    catalog_config_maps: CatalogConfigMaps,
     /// Whether replicas elect one that works; `false` only where there never are two
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     leader_election: bool,
@@ -107,6 +111,26 @@ pub struct OperatorArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum CatalogConfigMaps {
+    /// Those of the shared namespace
+    Shared,
+    /// Also those of each run's own namespace: who may create ConfigMaps there decides what its runs execute
+    All,
+    /// Nobody's: only Service objects count
+    None,
+}
+
+impl From<CatalogConfigMaps> for LabelledMaps {
+    fn from(arg: CatalogConfigMaps) -> Self {
+        match arg {
+            CatalogConfigMaps::Shared => Self::Shared,
+            CatalogConfigMaps::All => Self::All,
+            CatalogConfigMaps::None => Self::None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum DeliveryArg {
     /// The image has it
     InImage,
@@ -149,6 +173,7 @@ impl OperatorArgs {
                 .shared_namespace
                 .clone()
                 .unwrap_or_else(|| home.clone()),
+            catalog_config_maps: self.catalog_config_maps.into(),
             election: self.leader_election.then(|| Election {
                 namespace: home,
                 lease: self.shard.lease(&self.lease_name),
@@ -301,6 +326,7 @@ mod tests {
         let had = options(Some("tools"), &[]);
         assert_eq!(had.scope, Scope::Cluster);
         assert_eq!(had.shared_namespace, "tools");
+        assert_eq!(had.catalog_config_maps, LabelledMaps::Shared);
         assert_eq!(
             had.election,
             Some(Election {
@@ -328,6 +354,7 @@ mod tests {
                 "--namespace=a",
                 "--namespace=b",
                 "--shared-namespace=shelf",
+                "--catalog-config-maps=all",
                 "--leader-election=false",
                 "--shard=1/2",
                 "--node-image=n:1",
@@ -347,6 +374,7 @@ mod tests {
             Options {
                 scope: Scope::Namespaces(vec!["a".to_owned(), "b".to_owned()]),
                 shared_namespace: "shelf".to_owned(),
+                catalog_config_maps: LabelledMaps::All,
                 election: None,
                 shard: "1/2".parse().unwrap(),
                 node_image: "n:1".to_owned(),
@@ -371,6 +399,18 @@ mod tests {
         assert_eq!(slow.unwrap().duration, Duration::from_mins(1));
         let shard = options(None, &["--lease-name=l", "--shard=1/2"]).election;
         assert_eq!(shard.unwrap().lease, "l-1-of-2");
+    }
+
+    #[test]
+    fn catalog_config_maps_are_one_of_three() {
+        for (word, expected) in [
+            ("shared", LabelledMaps::Shared),
+            ("all", LabelledMaps::All),
+            ("none", LabelledMaps::None),
+        ] {
+            let had = options(None, &[&format!("--catalog-config-maps={word}")]);
+            assert_eq!(had.catalog_config_maps, expected);
+        }
     }
 
     #[test]

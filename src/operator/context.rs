@@ -170,8 +170,7 @@ impl Context {
         version: Option<&str>,
         namespace: &str,
     ) -> Result<Found, NotFound> {
-        let shared = &self.options.shared_namespace;
-        self.shelves.find(fqsn, version, namespace, shared)
+        self.shelves.find(fqsn, version, namespace, &self.options)
     }
 
     /// Asks until there is an answer: only for reads without which a run cannot go on.

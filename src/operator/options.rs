@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::catalog::cluster::LabelledMaps;
 use crate::executor::pod::LABEL_BUCKET;
 use crate::executor::pod::build::{BUCKETS, bucket};
 
@@ -18,6 +19,8 @@ pub struct Options {
     pub scope: Scope,
     /// Where the catalogue that all namespaces share is.
     pub shared_namespace: String,
+    /// Which labelled `ConfigMaps` count as catalogs.
+    pub catalog_config_maps: LabelledMaps,
     /// The Lease by which replicas agree on one that works; none where there is one replica only.
     pub election: Option<Election>,
     /// Which part of the runs is this operator's.

@@ -2,6 +2,9 @@
 //! checked, and its status says what is wrong with it. `ConfigMaps` of a catalogue belong to their
 //! authors and have no status; what is wrong with them is said by an Event.
 //!
+//! Of several `Services` of a namespace that have the same FQSN the oldest counts. The others have
+//! the condition `Ready` = `False` with the reason [`CONFLICT`], and there is an Event on both.
+//!
 //! Must not know runs.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +28,7 @@ use tokio::time::Instant;
 
 use crate::api::condition::{self, News, READY};
 use crate::api::service::{Service, ServiceStatus, check};
-use crate::catalog::cluster::{self, Found, NotFound};
+use crate::catalog::cluster::{self, Found, LabelledMaps, NotFound, seniority};
 
 use super::context::Context;
 use super::health::Health;
@@ -40,6 +43,8 @@ const LATER: Duration = Duration::from_secs(10);
 /// What the catalogue needs to know first, as readiness names it.
 const SERVICES: &str = "the cache of Services";
 const CONFIG_MAPS: &str = "the cache of catalogue ConfigMaps";
+/// The reason of a condition or Event: another object has the same name in the catalog.
+const CONFLICT: &str = "Conflict";
 /// Most bytes of messages in a status; the object must stay far below 1 MiB.
 const MESSAGES: usize = 64 * 1024;
 
@@ -88,21 +93,50 @@ impl Shelves {
         fqsn: &str,
         version: Option<&str>,
         namespace: &str,
-        shared: &str,
+        options: &Options,
     ) -> Result<Found, NotFound> {
         let services = self.services.state();
         let config_maps = self.config_maps.state();
         cluster::find(
             fqsn,
             version,
-            namespace,
-            shared,
+            (namespace, &options.shared_namespace),
+            options.catalog_config_maps,
             services
                 .iter()
                 .filter_map(|service| service.0.as_ref().ok()),
             config_maps.iter().map(AsRef::as_ref),
         )
     }
+
+    /// The `Service` that counts in the place of this one, as it is older and has the same FQSN in
+    /// the same namespace.
+    fn elder(&self, service: &Service) -> Option<Service> {
+        let services = self.services.state();
+        let services = services.iter().filter_map(|it| it.0.as_ref().ok());
+        let own = seniority(service);
+        (services.filter(|it| is_rival(it, service)))
+            .filter(|it| seniority(*it) < own)
+            .min_by_key(|it| seniority(*it))
+            .cloned()
+    }
+}
+
+/// Whether two `Services` have the same name in the catalog.
+fn is_rival(one: &Service, other: &Service) -> bool {
+    one.spec.fqsn == other.spec.fqsn
+        && one.metadata.namespace == other.metadata.namespace
+        && one.metadata.uid != other.metadata.uid
+}
+
+/// The other `Services` of one store with the name of this one.
+fn rivals(store: &Store<Guarded>, service: &Guarded) -> Vec<ObjectRef<Guarded>> {
+    let Ok(service) = &service.0 else {
+        return Vec::new();
+    };
+    let others = store.state().into_iter();
+    let others = others.filter(|it| it.0.as_ref().is_ok_and(|it| is_rival(it, service)));
+    others.map(|it| ObjectRef::from_obj(&*it)).collect()
 }
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -125,13 +159,13 @@ pub(super) fn start(
     }
     let mut config_maps = Vec::new();
     let mut changed_folders = SelectAll::new();
-    for api in super::apis::<ConfigMap>(client, &scope) {
+    for api in super::apis::<ConfigMap>(client, &of_config_maps(options, scope)) {
         let (store, writer) = reflector::store();
         config_maps.push(store);
         let changes = watch(api, Some(cluster::LABEL), health, CONFIG_MAPS, anew);
         let changes = changes.map(slim).map(Ok);
         let changes = reflector::reflector(writer, changes);
-        changed_folders.push(names_of(changes, cluster::folder_of).boxed());
+        changed_folders.push(names_of(changes, cluster::folder_of, |_| Vec::new()).boxed());
     }
     let shelves = Shelves {
         services: Shelf(services),
@@ -184,6 +218,15 @@ fn with_shared(options: &Options) -> Scope {
     }
 }
 
+/// The namespaces whose labelled `ConfigMaps` count; others are not even read.
+fn of_config_maps(options: &Options, scope: Scope) -> Scope {
+    match options.catalog_config_maps {
+        LabelledMaps::All => scope,
+        LabelledMaps::Shared => Scope::Namespaces(vec![options.shared_namespace.clone()]),
+        LabelledMaps::None => Scope::Namespaces(Vec::new()),
+    }
+}
+
 /// Objects without what nobody here reads and what is the larger part of many.
 fn slim<K: Resource>(event: Event<K>) -> Event<K> {
     event.modify(|object| object.meta_mut().managed_fields = None)
@@ -192,10 +235,12 @@ fn slim<K: Resource>(event: Event<K>) -> Event<K> {
 type Change<K> = Result<Event<K>, kube::runtime::watcher::Error>;
 
 /// What `name` says of each object that changes tell of; of those of a list when it has come to its
-/// end, as the shelf has none of them before.
+/// end, as the shelf has none of them before. With each change of one object also what `others`
+/// says of it; a list has them all.
 fn names_of<K, T>(
     changes: impl Stream<Item = Change<K>>,
     name: impl Fn(&K) -> Option<T>,
+    others: impl Fn(&K) -> Vec<T>,
 ) -> impl Stream<Item = T> {
     let mut listed = Vec::new();
     changes.flat_map(move |change| {
@@ -209,7 +254,9 @@ fn names_of<K, T>(
                 Vec::new()
             }
             Ok(Event::InitDone) => std::mem::take(&mut listed),
-            Ok(Event::Apply(object) | Event::Delete(object)) => Vec::from_iter(name(&object)),
+            Ok(Event::Apply(object) | Event::Delete(object)) => {
+                name(&object).into_iter().chain(others(&object)).collect()
+            }
             Err(_) => Vec::new(),
         };
         futures::stream::iter(told)
@@ -224,7 +271,11 @@ async fn control(
     store: Store<Guarded>,
     changes: impl Stream<Item = Change<Guarded>> + Send + 'static,
 ) {
-    let queue = names_of(changes, |service| Some(ObjectRef::from_obj(service)))
+    // Who has the same name counts or does not, as this one comes, changes or goes. (One that had
+    // it before this one was given another name hears of it with the next list.)
+    let known = store.clone();
+    let name = |service: &Guarded| Some(ObjectRef::from_obj(service));
+    let queue = names_of(changes, name, move |service| rivals(&known, service))
         .map(Ok::<_, kube::runtime::watcher::Error>);
     let later = |_: Arc<Guarded>, error: &kube::Error, _: Arc<Context>| {
         tracing::warn!(%error, "cannot write the status of a Service yet");
@@ -285,7 +336,16 @@ async fn judge(service: &Service, context: &Context) -> kube::Result<()> {
     };
     shorten(&mut new);
     let now = context.clock.now();
-    condition::set(&mut new.conditions, checked.ready(), generation, now);
+    let elder = context.shelves.elder(service);
+    let news = match &elder {
+        Some(elder) => conflict(elder),
+        None => checked.ready(),
+    };
+    let conflicts = |status: &ServiceStatus| {
+        let mut conditions = status.conditions.iter();
+        conditions.any(|it| it.type_ == READY && it.reason == CONFLICT)
+    };
+    condition::set(&mut new.conditions, news, generation, now);
     if new == old {
         return Ok(());
     }
@@ -299,9 +359,30 @@ async fn judge(service: &Service, context: &Context) -> kube::Result<()> {
     services
         .patch_status(&name, &PatchParams::default(), &Patch::Merge(patch))
         .await?;
-    let ready = checked.is_ready();
+    let ready = checked.is_ready() && elder.is_none();
     tracing::info!(namespace, name, ready, "a Service was checked");
+    if let Some(elder) = elder.filter(|_| !conflicts(&old)) {
+        let note = conflict(&elder).message;
+        context.tell(service, CONFLICT, &note, true);
+        let note = format!(
+            "{} has the FQSN {} too, and was created later: it does not count",
+            cluster::service_source(service),
+            service.spec.fqsn
+        );
+        context.tell(&elder, CONFLICT, &note, true);
+    }
     Ok(())
+}
+
+/// That a `Service` does not count, because this one does.
+fn conflict(elder: &Service) -> News {
+    let message = format!(
+        "{} has the FQSN {} too, and was created earlier: that one counts, and this one does not; \
+         give one of them another FQSN, or delete it",
+        cluster::service_source(elder),
+        elder.spec.fqsn
+    );
+    News::new(READY, false, CONFLICT, message)
 }
 
 /// Cuts messages so that all of them together fit into an object.
@@ -469,10 +550,12 @@ mod tests {
     #[tokio::test]
     async fn what_a_list_tells_is_told_at_its_end() {
         let (sender, changes) = futures::channel::mpsc::unbounded();
-        let mut told = std::pin::pin!(names_of(changes, |map: &ConfigMap| map
-            .metadata
-            .name
-            .clone()));
+        let name = |map: &ConfigMap| map.metadata.name.clone();
+        let others = |map: &ConfigMap| match map.metadata.name.as_deref() {
+            Some("e") => vec!["like e".to_owned()],
+            _ => Vec::new(),
+        };
+        let mut told = std::pin::pin!(names_of(changes, name, others));
         let map = |name: &str| {
             let mut map = ConfigMap::default();
             map.metadata.name = Some(name.to_owned());
@@ -497,7 +580,8 @@ mod tests {
         tell(Event::Delete(map("e")));
         assert_eq!(
             [next(), next(), next()].map(Option::unwrap_or_default),
-            ["d", "e", ""]
+            ["d", "e", "like e"]
         );
+        assert_eq!(next(), None);
     }
 }

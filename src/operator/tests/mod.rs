@@ -37,6 +37,7 @@ use tokio::time::sleep;
 use super::health::Health;
 use super::metrics::Metrics;
 use super::options::{Options, Processes, Scope, Shard};
+use crate::catalog::cluster::LabelledMaps;
 use crate::engine::event::Ending;
 use fake::Fake;
 
@@ -44,6 +45,7 @@ fn options() -> Options {
     Options {
         scope: Scope::Cluster,
         shared_namespace: "shared".to_owned(),
+        catalog_config_maps: LabelledMaps::All,
         election: None,
         shard: Shard::WHOLE,
         node_image: "nodes".to_owned(),

@@ -459,3 +459,32 @@ fn explain_has_words_for_everything() {
         .ok();
     assert!(spec.contains("such as 30s, 5m or 1h30m"), "{spec}");
 }
+
+/// Of several `Services` of one name the oldest counts, so an old one must not take another's name.
+#[test]
+#[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
+fn fqsn_of_a_service_is_fixed() {
+    let cluster = Cluster::new("fixed-names");
+    let version = json!({"version": "1", "templateText": "a: {}"});
+    let of = |fqsn: &str| service(&json!({"fqsn": fqsn, "versions": [version]}));
+    cluster.create(&of("a.b"));
+    let name = of("a.b")["metadata"]["name"].as_str().unwrap().to_owned();
+    let patch = |spec: Value| {
+        let patch = json!({"spec": spec}).to_string();
+        cluster.kubectl(
+            &["patch", "apsvc", &name, "--type=merge", "--patch", &patch],
+            "",
+        )
+    };
+    let said = patch(json!({"fqsn": "a.c"}));
+    assert!(
+        !said.success
+            && said
+                .stderr
+                .contains("fqsn is fixed when the Service is made"),
+        "{}{}",
+        said.stdout,
+        said.stderr
+    );
+    patch(json!({"fqsn": "a.b", "image": "other"})).ok();
+}

@@ -322,6 +322,8 @@ pub fn open_log(path: &Path) -> Result<File, String> {
         .append(true)
         .create(true)
         .mode(0o600)
+        // A link there was put by somebody else, or by mistake: nobody's log is elsewhere.
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
         .open(path)
         .map_err(|error| format!("cannot open the log {}: {error}", path.display()))
 }

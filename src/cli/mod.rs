@@ -13,6 +13,7 @@ pub mod printer;
 mod remote;
 mod run;
 mod runner;
+mod shown;
 mod strip;
 mod watch;
 
@@ -147,7 +148,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "apscli", &mut script);
-            context.printer.data(&String::from_utf8_lossy(&script));
+            context.printer.exactly(&String::from_utf8_lossy(&script));
             Ok(ExitCode::SUCCESS)
         }
     };

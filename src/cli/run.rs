@@ -228,7 +228,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
             };
             context
                 .printer
-                .data(&serde_json::to_string_pretty(&report)?);
+                .json(&serde_json::to_string_pretty(&report)?);
         }
     }
     if let Some(error) = &end.error {

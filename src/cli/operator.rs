@@ -46,7 +46,7 @@ pub struct OperatorArgs {
     /// The namespace of the catalogue that all namespaces share [default: `$POD_NAMESPACE`, else apscli]
     #[arg(long, value_name = "NAMESPACE")]
     shared_namespace: Option<String>,
-    /// Whose ConfigMaps with the label apscli.dev/catalog are catalogues
+    /// Whose `ConfigMaps` with the label apscli.dev/catalog are catalogues
     #[arg(long, value_enum, value_name = "MODE", default_value = "shared")]
     catalog_config_maps: CatalogConfigMaps,
     /// Whether replicas elect one that works; `false` only where there never are two
@@ -114,7 +114,7 @@ pub struct OperatorArgs {
 enum CatalogConfigMaps {
     /// Those of the shared namespace
     Shared,
-    /// Also those of each run's own namespace: who may create ConfigMaps there decides what its runs execute
+    /// Also those of each run's own namespace: who may create `ConfigMaps` there decides what its runs execute
     All,
     /// Nobody's: only Service objects count
     None,

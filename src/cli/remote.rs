@@ -1009,9 +1009,10 @@ mod tests {
         let run = format!("{}-{}", "r".repeat(149), "x".repeat(103));
         let name = template_maps(&run, TEMPLATE)[0].name_any();
         assert!(name.len() <= 253 && name.starts_with(&format!("{}-template-", "r".repeat(149))));
-        let noise: String = (0..400_000_u32)
-            .map(|at| format!("{:x}", at.wrapping_mul(2_654_435_761)))
-            .collect();
+        let mut noise = String::new();
+        for at in 0..400_000_u32 {
+            let _ = write!(noise, "{:x}", at.wrapping_mul(2_654_435_761));
+        }
         let maps = template_maps("r", &noise);
         assert!(maps.len() > 1 && maps[1].name_any().ends_with("-1"));
     }

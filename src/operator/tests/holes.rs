@@ -322,7 +322,7 @@ async fn second_service_of_a_name_does_not_count() {
     assert_eq!(ready("a").0, "True");
 }
 
-/// What a namespace's ConfigMaps say is not even asked for.
+/// What a namespace's `ConfigMaps` say is not even asked for.
 #[tokio::test(start_paused = true)]
 async fn labelled_maps_of_a_runs_namespace_do_not_count() {
     for (labelled, home, expected) in [

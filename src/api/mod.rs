@@ -15,8 +15,11 @@
     reason = "columns of one type are no mistake"
 )]
 
+pub mod any;
 pub mod condition;
 pub mod generate;
+pub mod name;
+pub mod outside;
 pub mod page;
 pub mod service;
 pub mod workflow_run;
@@ -56,8 +59,7 @@ pub const ANNOTATION_DECISION: &str = "apscli.dev/decision";
 /// Finalizer of a pod whose result is not yet recorded.
 pub const FINALIZER_RESULT: &str = "apscli.dev/result";
 
-/// A JSON object of any content, as the API server keeps it: keys sorted, numbers normalised.
-pub type Object = serde_json::Map<String, serde_json::Value>;
+pub use any::{Any, List, Object};
 
 /// A length of time as a text: `90s`, `5m`, `1h30m`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,17 +111,13 @@ pub fn to_value(wire: &serde_json::Value) -> Value {
         serde_json::Value::Number(number) => Value::Number(number.to_string()),
         serde_json::Value::String(text) => Value::String(text.clone()),
         serde_json::Value::Array(items) => Value::List(items.iter().map(to_value).collect()),
-        serde_json::Value::Object(members) => object_to_value(members),
+        serde_json::Value::Object(members) => Value::Map(
+            members
+                .iter()
+                .map(|(name, value)| (name.clone(), to_value(value)))
+                .collect(),
+        ),
     }
-}
-
-/// An object of the wire as a value of the house.
-#[must_use]
-pub fn object_to_value(wire: &Object) -> Value {
-    let members = wire
-        .iter()
-        .map(|(name, value)| (name.clone(), to_value(value)));
-    Value::Map(members.collect())
 }
 
 /// A value of the house for the wire. A number that the API server would round stands there as

@@ -11,12 +11,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::name::Fqsn;
-use crate::template::{Filling, Params, Template};
-use crate::value::{Place, Problem, Problems, Value};
+use crate::template::{Filling, Limits, Params, Template};
+use crate::value::{Budget, Place, Problem, Problems, Value};
 
 use super::condition::{News, READY, cut};
 use super::workflow_run::{ExecutorKind, PodOverrides};
-use super::{Object, any_object, any_value, any_values, object_to_value, to_value};
+use super::{Any, List, Object, any_object, any_value, any_values, name};
 
 /// Longest message on a version in the status, in bytes. With the most versions that there may
 /// be, a status stays far below what an object may hold.
@@ -63,10 +63,12 @@ const MAX_MESSAGE: usize = 2048;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.defaultVersion) || self.versions.exists(v, v.version == self.defaultVersion)").message("defaultVersion is none of the versions").field_path(".defaultVersion"),
+    validation = Rule::new("self.fqsn == oldSelf.fqsn").message("fqsn is fixed when the Service is made, as the oldest object of a name counts; make another Service").field_path(".fqsn"),
 )]
 pub struct ServiceSpec {
     /// The fully qualified name of the service, such as oracle.peo.cloud.vm_allocation: two or
-    /// more segments of letters, digits, _ and -. The object's own name may be any other.
+    /// more segments of letters, digits, _ and -. The object's own name may be any other. It cannot
+    /// be changed: of several Services of a namespace with one fqsn the oldest counts.
     #[schemars(
         length(max = 253),
         regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$")
@@ -173,15 +175,15 @@ pub struct ParamDecl {
     /// Its value where a run does not give it, of the declared type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_value")]
-    pub default: Option<serde_json::Value>,
+    pub default: Option<Any>,
     /// What it means, with its unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub description: Option<String>,
     /// The values that it may have. Without it: all of its type.
-    #[serde(default, rename = "enum", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, rename = "enum", skip_serializing_if = "List::is_empty")]
     #[schemars(schema_with = "any_values")]
-    pub allowed: Vec<serde_json::Value>,
+    pub allowed: List,
 }
 
 impl ParamDecl {
@@ -199,18 +201,34 @@ impl ParamDecl {
             _ => {}
         }
         if let Some(kind) = self.kind {
-            let mut values = self.allowed.iter().map(to_value);
-            if let Some(value) = values.find(|value| !kind.takes(value)) {
-                let (found, expected) = (value.kind(), kind.words());
-                wrong(format!("has {found} in its enum; expected {expected} only"));
+            match self.allowed() {
+                Ok(values) => {
+                    if let Some(value) = values.iter().find(|value| !kind.takes(value)) {
+                        let (found, expected) = (value.kind(), kind.words());
+                        wrong(format!("has {found} in its enum; expected {expected} only"));
+                    }
+                }
+                Err(why) => wrong(format!("has an enum that cannot be read: {why}")),
             }
         }
-        if let Some(default) = &self.default
-            && let Err(why) = self.takes(&to_value(default))
-        {
+        let default = self.default.as_ref().map(read_any);
+        if let Some(Err(why)) = default.map(|it| it.and_then(|it| self.takes(&it))) {
             wrong(format!("has a wrong default: {why}"));
         }
         problems
+    }
+
+    fn allowed(&self) -> Result<Vec<Value>, String> {
+        let values = self.allowed.read(&mut Budget::of(Limits::CLUSTER.values));
+        values.map_err(|problem| problem.message)
+    }
+
+    /// Memory that it takes, in bytes; approximate.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let default = self.default.as_ref().map_or(0, Any::bytes);
+        let description = self.description.as_ref().map_or(0, String::len);
+        256 + self.name.len() + default + description + self.allowed.bytes()
     }
 
     /// Whether it may have this value, or in words why not. The value itself is not in the words:
@@ -221,8 +239,11 @@ impl ParamDecl {
         {
             return Err(format!("found {}; expected {}", value.kind(), kind.words()));
         }
-        let allowed: Vec<Value> = self.allowed.iter().map(to_value).collect();
-        if allowed.is_empty() || allowed.iter().any(|it| same(it, value)) {
+        if self.allowed.is_empty() {
+            return Ok(());
+        }
+        let allowed = self.allowed()?;
+        if allowed.iter().any(|it| same(it, value)) {
             return Ok(());
         }
         let shown: Vec<String> = allowed.iter().map(ToString::to_string).collect();
@@ -232,6 +253,13 @@ impl ParamDecl {
             shown.join(", ")
         ))
     }
+}
+
+/// A value of a declaration. It is a part of one object, so it has a bound already.
+fn read_any(value: &Any) -> Result<Value, String> {
+    value
+        .read(&mut Budget::of(Limits::CLUSTER.values))
+        .map_err(|problem| problem.message)
 }
 
 /// Whether two values mean the same: 1 and 1.0 do.
@@ -301,7 +329,7 @@ impl ParamType {
 pub struct ScriptSource {
     /// The name of the ConfigMap, in the namespace of the service. Each key of its data and
     /// binaryData is a file.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = name::PATTERN))]
     pub config_map: String,
     /// The folder for the files, relative to that of the template, such as lib/tools. Without it:
     /// the folder of the template itself.
@@ -330,7 +358,8 @@ pub struct ServiceStatus {
     /// The metadata.generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready is True when all versions can be run, else False with the reason Invalid.
+    /// Ready is True when all versions can be run. Else it is False with the reason Invalid, or
+    /// Conflict where an older Service of the namespace has the same fqsn and counts in its place.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -385,11 +414,25 @@ impl ServiceSpec {
 }
 
 impl ServiceVersion {
+    /// Memory that it takes, in bytes; approximate.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let template = self.template.as_ref().map_or(0, Object::bytes);
+        let text = self.template_text.as_ref().map_or(0, String::len);
+        let params: usize = self.params.iter().map(ParamDecl::memory).sum();
+        256 + self.version.len() + template + text + params
+    }
+
     /// Reads the template; `source` names it in errors.
     pub fn read(&self, source: &str) -> Result<Template, Problems> {
         match (&self.template, &self.template_text) {
-            (Some(object), None) => Ok(Template::from_value(source, &object_to_value(object))),
-            (None, Some(text)) => Template::read(source, text),
+            (Some(object), None) => {
+                let mut values = Budget::of(Limits::CLUSTER.values);
+                let value = object.read(&mut values);
+                let value = value.map_err(|problem| Problems::new(source, vec![problem]))?;
+                Ok(Template::from_value(source, &value).within(Limits::CLUSTER))
+            }
+            (None, Some(text)) => Template::read_within(source, text, Limits::CLUSTER),
             (None, None) | (Some(_), Some(_)) => {
                 let message = "expected exactly one of template and templateText";
                 let problem = Problem::in_text(Place::NONE, message);
@@ -413,7 +456,13 @@ pub fn declared(decls: &[ParamDecl], given: &Params) -> Result<Params, Vec<Strin
         let name = &decl.name;
         let value = match (given.get(name), &decl.default) {
             (Some(value), _) => value.clone(),
-            (None, Some(default)) => to_value(default),
+            (None, Some(default)) => match read_any(default) {
+                Ok(value) => value,
+                Err(why) => {
+                    problems.push(format!("parameter `{name}` has a wrong default: {why}"));
+                    continue;
+                }
+            },
             (None, None) => {
                 let expected = decl.kind.map_or("a value", ParamType::words);
                 problems.push(format!(
@@ -529,7 +578,9 @@ fn check_version(fqsn: &str, version: &ServiceVersion) -> VersionStatus {
         problems.extend(decl.problems());
         match &decl.default {
             Some(default) => {
-                known.insert(decl.name.clone(), to_value(default));
+                // What is wrong with it was said.
+                let value = read_any(default).unwrap_or(Value::Null);
+                known.insert(decl.name.clone(), value);
             }
             None => {
                 later.insert(decl.name.clone());

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::event::{self, ReasonWord};
 use crate::engine::state::Phase;
 
-use super::{Duration, Object, any_object, any_value};
+use super::{Duration, Object, any_object, any_value, name};
 
 /// What is to be run, with which parameters, and how. All of it is fixed when the run is made,
 /// except suspend, cancel, parallelism and ttlSecondsAfterFinished.
@@ -189,7 +189,7 @@ pub struct WorkflowRunSpec {
     /// The service account of the pods; it must be on the operator's list of allowed ones.
     /// Without it: the namespace's default account. No token is mounted either way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = name::PATTERN))]
     pub service_account_name: Option<String>,
 
     /// The container image that the nodes run in. Without it: the service's, else the operator's
@@ -220,7 +220,7 @@ fn immutable(field: &str) -> kube::core::Rule {
 #[serde(rename_all = "camelCase")]
 pub struct TemplateSource {
     /// The name of the ConfigMap, in the run's namespace.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = name::PATTERN))]
     pub config_map: String,
     /// The key in its data or binaryData.
     #[schemars(length(min = 1, max = 253))]
@@ -248,7 +248,7 @@ pub struct ParamsSource {
 #[serde(rename_all = "camelCase")]
 pub struct ConfigMapParams {
     /// The name of the ConfigMap, in the run's namespace.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = name::PATTERN))]
     pub name: String,
     /// Whether the run may start without the ConfigMap. Without it: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -261,7 +261,7 @@ pub struct ConfigMapParams {
 #[serde(rename_all = "camelCase")]
 pub struct SecretParam {
     /// The name of the Secret, in the run's namespace.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = name::PATTERN))]
     pub name: String,
     /// The key in its data; the value is a text.
     #[schemars(length(min = 1, max = 253))]
@@ -297,12 +297,11 @@ pub struct PodOverrides {
     pub image_pull_policy: Option<PullPolicy>,
     /// Secrets of the run's namespace that hold credentials for pulling the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[schemars(schema_with = "secret_names")]
     pub image_pull_secrets: Vec<LocalObjectReference>,
     /// The name of the pods' priority class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = name::PATTERN))]
     pub priority_class_name: Option<String>,
     /// Labels to put on the pods. Those of the operator itself, and all of apscli.dev, cannot be
     /// set.
@@ -792,6 +791,29 @@ impl From<NodePhase> for Phase {
             NodePhase::Skipped => Self::Skipped,
         }
     }
+}
+
+/// References to Secrets. As in a pod's spec a name may be empty; then it refers to none.
+fn secret_names(_: &mut SchemaGenerator) -> Schema {
+    let pattern = format!("^({})?$", name::PATTERN.trim_matches(['^', '$']));
+    json_schema!({
+        "type": "array",
+        "items": {
+            "type": "object",
+            "description": "A reference to a Secret of the run's namespace.",
+            "properties": {
+                "name": {
+                    "type": "string",
+                    "description": "The name of the Secret.",
+                    "pattern": pattern,
+                    "maxLength": name::LONGEST,
+                },
+            },
+            "required": ["name"],
+        },
+        "maxItems": 16,
+        "x-kubernetes-list-type": "atomic",
+    })
 }
 
 /// A pod, by name and identity.

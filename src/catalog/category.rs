@@ -7,10 +7,14 @@
 use std::collections::BTreeMap;
 
 use crate::value::json::Dialect;
-use crate::value::{Format, Problem, Problems, Value, read};
+use crate::value::{Budget, Format, Problem, Problems, Value, read_within};
 
 /// The endings of category files.
 pub(super) const ENDINGS: [&str; 3] = ["json", "yaml", "yml"];
+
+/// Most values of a category file: those of 20,000 services and more. It is read for each run
+/// that asks for one of its services.
+const MAX_VALUES: usize = 200_000;
 
 /// The entries of a category file in written order: services by name.
 pub(super) type Entries = Vec<(String, Value)>;
@@ -30,7 +34,8 @@ pub(super) struct Entry {
 
 /// Reads a category file.
 pub(super) fn parse(source: &str, text: &str) -> Result<Entries, Problems> {
-    let tree = read(text, Format::of(source, text), Dialect::Strict)
+    let mut values = Budget::of(MAX_VALUES);
+    let tree = read_within(text, Format::of(source, text), Dialect::Strict, &mut values)
         .map_err(|list| Problems::new(source, list))?;
     match tree.into_value() {
         Value::Map(entries) => Ok(entries),
@@ -46,6 +51,7 @@ fn problem(source: &str, path: &str, message: String) -> Problems {
         at: crate::value::Place::NONE,
         path: path.to_owned(),
         message,
+        too_large: false,
     };
     Problems::new(source, vec![problem])
 }

@@ -387,7 +387,10 @@ impl Catalogue {
             .map_err(|error| io_error(&path, "cannot write the category file")(error.into()))?;
         text.push('\n');
         let temporary = path.with_extension(format!("json.new-{}", std::process::id()));
-        let written = File::create(&temporary).and_then(|mut file| {
+        // One that a kill left is replaced. Nothing is written through a link: who else may write the
+        // folder could have put one there.
+        let _ = fs::remove_file(&temporary);
+        let written = File::create_new(&temporary).and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;

@@ -6,8 +6,9 @@ use miniz_oxide::deflate::compress_to_vec;
 use miniz_oxide::inflate::stream::{InflateState, inflate};
 use miniz_oxide::{DataFormat, MZFlush, MZStatus};
 
-/// Most bytes that a text may unfold to. A template of 100,000 nodes is smaller.
-pub const LARGEST: usize = 32 * 1024 * 1024;
+/// Most bytes that a text may unfold to. A template of 20,000 nodes with 400 bytes each is as
+/// large.
+pub const LARGEST: usize = 8 * 1024 * 1024;
 
 /// The first bytes of everything compressed with gzip.
 const MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -35,7 +36,10 @@ pub enum GzipError {
     #[error("its gzip checksum does not fit")]
     Checksum,
     /// More than [`LARGEST`] bytes.
-    #[error("it unfolds to more than {} MiB", LARGEST / 1024 / 1024)]
+    #[error(
+        "it unfolds to more than {} MiB; expected a smaller text, or one split into several services",
+        LARGEST / 1024 / 1024
+    )]
     TooLarge,
 }
 
@@ -61,10 +65,18 @@ pub fn compress(bytes: &[u8]) -> Vec<u8> {
 /// # Errors
 /// Where the bytes are not wholly of this format, or unfold to more than [`LARGEST`] bytes.
 pub fn decompress(bytes: &[u8]) -> Result<Vec<u8>, GzipError> {
+    decompress_within(bytes, LARGEST)
+}
+
+/// The same, with another most.
+///
+/// # Errors
+/// Where the bytes are not wholly of this format, or unfold to more than `most` bytes.
+pub fn decompress_within(bytes: &[u8], most: usize) -> Result<Vec<u8>, GzipError> {
     let mut out = Vec::new();
     let mut rest = bytes;
     loop {
-        rest = member(rest, &mut out)?;
+        rest = member(rest, &mut out, most)?;
         if rest.is_empty() {
             return Ok(out);
         }
@@ -72,7 +84,7 @@ pub fn decompress(bytes: &[u8]) -> Result<Vec<u8>, GzipError> {
 }
 
 /// Unfolds one member; gives back what follows it.
-fn member<'a>(bytes: &'a [u8], out: &mut Vec<u8>) -> Result<&'a [u8], GzipError> {
+fn member<'a>(bytes: &'a [u8], out: &mut Vec<u8>, most: usize) -> Result<&'a [u8], GzipError> {
     let mut rest = header(bytes).ok_or(GzipError::Header)?;
     let begin = out.len();
     let mut state = InflateState::new_boxed(DataFormat::Raw);
@@ -80,10 +92,10 @@ fn member<'a>(bytes: &'a [u8], out: &mut Vec<u8>) -> Result<&'a [u8], GzipError>
     loop {
         let step = inflate(&mut state, rest, &mut buffer, MZFlush::None);
         rest = rest.get(step.bytes_consumed..).ok_or(GzipError::Data)?;
-        out.extend(buffer.get(..step.bytes_written).unwrap_or_default());
-        if out.len() > LARGEST {
+        if out.len() + step.bytes_written > most {
             return Err(GzipError::TooLarge);
         }
+        out.extend(buffer.get(..step.bytes_written).unwrap_or_default());
         match step.status {
             Ok(MZStatus::StreamEnd) => break,
             Ok(_) if step.bytes_consumed > 0 || step.bytes_written > 0 => {}
@@ -177,6 +189,18 @@ mod tests {
         assert!(packed.len() < 100_000);
         assert_eq!(decompress(&packed), Err(GzipError::TooLarge));
         assert!(decompress(&compress(&vec![0; LARGEST])).is_ok());
+    }
+
+    #[test]
+    fn thirty_kilobytes_that_unfold_to_32_mib_are_refused() {
+        let packed = compress(&vec![b' '; 32 * 1024 * 1024]);
+        assert!(packed.len() < 40_000, "{}", packed.len());
+        assert_eq!(decompress(&packed), Err(GzipError::TooLarge));
+        assert_eq!(
+            decompress_within(&compress(b"text"), 3),
+            Err(GzipError::TooLarge)
+        );
+        assert!(decompress_within(&compress(b"text"), 4).is_ok());
     }
 
     #[test]

@@ -87,6 +87,8 @@ pub struct Wanted {
     pub version: String,
     /// Only services whose name begins so.
     pub prefix: Option<String>,
+    /// Whether scripts whose name begins with a dot come into it.
+    pub dot_files: bool,
 }
 
 /// A chart that was not written yet.
@@ -570,6 +572,9 @@ impl<'a> Packer<'a> {
         for entry in entries {
             let path = entry.path();
             let name = entry.file_name();
+            if self.is_left_out(&path) {
+                continue;
+            }
             let Some(name) = name.to_str().filter(|name| is_key(name)) else {
                 let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
                 if !self.holds_others(&real) {
@@ -626,6 +631,41 @@ impl<'a> Packer<'a> {
             self.refuse_file(&whole, why);
         }
         self.folders.insert(folder.to_path_buf(), files);
+    }
+
+    /// Whether something in a folder is left out because a name on its path in the catalogue begins
+    /// with a dot, which is noted. Such files (`.env`, `.netrc`, `.git`) seldom are scripts and often hold
+    /// secrets, and whoever may view a namespace reads its `ConfigMaps`. Also where a link with another
+    /// name leads to one.
+    fn is_left_out(&mut self, path: &Path) -> bool {
+        let is_dot = |path: &Path| {
+            let name = path.file_name().unwrap_or_default();
+            name.as_encoded_bytes().starts_with(b".")
+        };
+        if self.wanted.dot_files {
+            return false;
+        }
+        let real = fs::canonicalize(path);
+        let real = real.as_deref().unwrap_or(path);
+        // What leads out of the catalog is refused, whatever it is called.
+        let inside = real.strip_prefix(&self.root).unwrap_or(Path::new(""));
+        let leads_to_dot = path.is_symlink() && inside.ancestors().any(is_dot);
+        if !is_dot(path) && !leads_to_dot || self.holds_others(real) {
+            return false;
+        }
+        let why = if is_dot(path) {
+            "its name begins with a dot".to_owned()
+        } else {
+            format!(
+                "it leads to {}, whose name begins with a dot",
+                inside.display()
+            )
+        };
+        self.notes.push(format!(
+            "{} is left out: {why}. --include-dot-files takes such files in",
+            path.display()
+        ));
+        true
     }
 
     /// What the chart's templates read.

@@ -13,6 +13,7 @@ use crate::engine::name::Fqsn;
 use crate::template::{Filling, Template};
 
 use super::inspect::read_text;
+use super::shown::one_line;
 use super::{Context, Failure};
 
 #[derive(Debug, Args)]
@@ -77,12 +78,11 @@ pub(super) fn list(context: &Context, args: &ListArgs) -> Result<ExitCode, Failu
     );
     for (name, service) in rows {
         let versions: Vec<&str> = service.templates.keys().map(String::as_str).collect();
-        let default = service.default_version.as_deref().unwrap_or("-");
-        let desc = service.desc.as_deref().unwrap_or("");
-        let row = format!(
-            "{name:width$}  {default:10}  {:20}  {desc}",
-            versions.join(",")
-        );
+        let versions = one_line(&versions.join(","));
+        let default = one_line(service.default_version.as_deref().unwrap_or("-"));
+        let desc = one_line(service.desc.as_deref().unwrap_or(""));
+        let name = one_line(name);
+        let row = format!("{name:width$}  {default:10}  {versions:20}  {desc}");
         let _ = writeln!(text, "{}", row.trim_end());
     }
     context.printer.data(&text);

@@ -4,13 +4,15 @@
 //! Must not know what is in a definition.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 
 use crate::api::generate::{self, Definition};
+use crate::local::own;
 
 use super::inspect::read_text;
 use super::{Context, Failure};
@@ -51,7 +53,14 @@ fn write(folder: &Path, definitions: &[Definition]) -> Result<(), Failure> {
         .map_err(|error| format!("cannot make the folder {}: {error}", folder.display()))?;
     for definition in definitions {
         let path = folder.join(definition.file_name());
-        fs::write(&path, &definition.yaml)
+        // Somebody else may own the folder: a link there could lead to any file of the user's.
+        fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .custom_flags(own::NO_LINK)
+            .open(&path)
+            .and_then(|mut file| file.write_all(definition.yaml.as_bytes()))
             .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
     Ok(())

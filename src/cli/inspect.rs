@@ -56,12 +56,12 @@ pub(super) fn validate(context: &Context, args: &ValidateArgs) -> Result<ExitCod
 
 pub(super) fn graph(context: &Context, args: &GraphArgs) -> Result<ExitCode, Failure> {
     let graph = graph_of(&args.template, args.params.as_deref())?;
-    context.printer.data(&match args.format {
-        GraphFormat::Ascii => view::ascii(&graph),
-        GraphFormat::Dot => view::dot(&graph),
-        GraphFormat::Mermaid => view::mermaid(&graph),
-        GraphFormat::Json => view::json(&graph),
-    });
+    match args.format {
+        GraphFormat::Ascii => context.printer.data(&view::ascii(&graph)),
+        GraphFormat::Dot => context.printer.data(&view::dot(&graph)),
+        GraphFormat::Mermaid => context.printer.data(&view::mermaid(&graph)),
+        GraphFormat::Json => context.printer.json(&view::json(&graph)),
+    }
     Ok(ExitCode::SUCCESS)
 }
 

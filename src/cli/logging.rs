@@ -16,6 +16,7 @@ use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::Failure;
+use super::shown::LogLines;
 
 /// How a line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,10 +65,12 @@ fn log<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let lines = fmt::layer().with_writer(writer);
     let lines = match format {
-        Format::Text => lines.with_ansi(colours).boxed(),
-        Format::Json => lines
+        Format::Text => (fmt::layer().with_ansi(colours))
+            .with_writer(LogLines::new(writer, colours))
+            .boxed(),
+        // It has no line feeds but at the ends of lines.
+        Format::Json => (fmt::layer().with_writer(writer))
             .json()
             .flatten_event(true)
             .with_current_span(false)
@@ -141,6 +144,18 @@ mod tests {
                 line.contains(r#"run{namespace="shop" run="two\nlines" uid="0b7f"}:node{node="d-1" attempt=2}"#),
                 "{line}"
             );
+        }
+    }
+
+    #[test]
+    fn error_of_several_lines_is_one_line() {
+        for format in [Format::Text, Format::Json] {
+            let text = logged("info", format, || {
+                let error = io::Error::other("a\n2026 ERROR forged: b\u{1b}[2J\r");
+                warn!(%error, "cannot do it: {error}");
+            });
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(!text.trim_end().contains(char::is_control), "{text:?}");
         }
     }
 

@@ -13,6 +13,7 @@ pub mod printer;
 mod remote;
 mod run;
 mod runner;
+mod shown;
 mod strip;
 mod watch;
 
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::api::name::{self, BadName};
 use crate::catalog::files::Catalogue;
 use crate::executor::fence;
 
@@ -103,6 +105,16 @@ impl Context {
 /// Something that is wrong with what the user gave; all its causes are shown.
 type Failure = Box<dyn std::error::Error>;
 
+/// An argument that names a namespace.
+fn namespace(text: &str) -> Result<String, BadName> {
+    name::check_namespace(text).map(ToOwned::to_owned)
+}
+
+/// An argument that names another object of a cluster.
+fn object_name(text: &str) -> Result<String, BadName> {
+    name::check(text).map(ToOwned::to_owned)
+}
+
 /// Runs the program.
 #[must_use]
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -147,7 +159,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "apscli", &mut script);
-            context.printer.data(&String::from_utf8_lossy(&script));
+            context.printer.exactly(&String::from_utf8_lossy(&script));
             Ok(ExitCode::SUCCESS)
         }
     };

@@ -17,11 +17,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::filter::Targets;
 
+use crate::catalog::cluster::LabelledMaps;
 use crate::operator::health::Health;
 use crate::operator::metrics::Metrics;
-use crate::operator::options::{Delivery, Election, Options, Processes, RunnerPlace, Scope, Shard};
+use crate::operator::options::{
+    AllowedAccount, Delivery, Election, Options, Processes, RunnerPlace, Scope, Shard,
+};
 use crate::operator::{self, OperatorError};
-use crate::server::Server;
+use crate::server::{self, Probes, Server};
 
 use super::logging::{self, Format};
 use super::run::SandboxMode;
@@ -40,16 +43,19 @@ const HOME: &str = "apscli";
 #[derive(Debug, Args)]
 pub struct OperatorArgs {
     /// A namespace to work in; may be repeated [default: all namespaces]
-    #[arg(long = "namespace", value_name = "NAMESPACE")]
+    #[arg(long = "namespace", value_name = "NAMESPACE", value_parser = super::namespace)]
     namespaces: Vec<String>,
     /// The namespace of the catalogue that all namespaces share [default: `$POD_NAMESPACE`, else apscli]
-    #[arg(long, value_name = "NAMESPACE")]
+    #[arg(long, value_name = "NAMESPACE", value_parser = super::namespace)]
     shared_namespace: Option<String>,
+    /// Whose `ConfigMaps` with the label apscli.dev/catalog are catalogues
+    #[arg(long, value_enum, value_name = "MODE", default_value = "shared")]
+    catalog_config_maps: CatalogConfigMaps,
     /// Whether replicas elect one that works; `false` only where there never are two
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     leader_election: bool,
     /// The Lease's name; it is in `$POD_NAMESPACE`, else in apscli
-    #[arg(long, value_name = "NAME", default_value = "apscli")]
+    #[arg(long, value_name = "NAME", default_value = "apscli", value_parser = super::object_name)]
     lease_name: String,
     /// How many seconds the others wait for a leader that renews its Lease no more; the leader itself ends after
     /// two thirds of them. More where the API server may be silent for long
@@ -62,6 +68,13 @@ pub struct OperatorArgs {
     /// This process's name in the Lease, to which a random suffix is added [default: the host's name]
     #[arg(long, value_name = "NAME")]
     identity: Option<String>,
+    /// A Unix socket for probes, which nothing outside the container can reach; only this user can connect
+    #[arg(long, value_name = "PATH")]
+    probe_socket: Option<PathBuf>,
+    /// Ask the operator that serves on this probe socket how it is, instead of being one; exit status 0 where it is
+    /// well, within 4 s: a probe
+    #[arg(long, value_enum, value_name = "WHAT", requires = "probe_socket")]
+    check: Option<Check>,
     /// Where /healthz, /readyz and /metrics are served
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
@@ -74,9 +87,9 @@ pub struct OperatorArgs {
     /// How apscli-node comes into pods [default: in-image for the default image, init-copy for others]
     #[arg(long, value_name = "HOW")]
     delivery: Option<DeliveryArg>,
-    /// A service account that runs may name; may be repeated
-    #[arg(long = "allow-service-account", value_name = "NAME")]
-    service_accounts: Vec<String>,
+    /// A service account that runs of its namespace may name; `*/NAME` is that name in every namespace; may be repeated
+    #[arg(long = "allow-service-account", value_name = "NAMESPACE/NAME")]
+    service_accounts: Vec<AllowedAccount>,
     /// How many seconds finished runs stay that say nothing about it [default: until deleted]
     #[arg(long, value_name = "SECONDS")]
     default_ttl: Option<u64>,
@@ -89,6 +102,10 @@ pub struct OperatorArgs {
     /// A service of the shared namespace that may, wherever it runs: an FQSN in which `*` stands for anything; may be repeated
     #[arg(long = "process-service", value_name = "PATTERN")]
     process_services: Vec<String>,
+    /// Let services give those processes a network (`network: true`): TCP and UDP from this machine, its loopback
+    /// and what clouds tell machines included
+    #[arg(long)]
+    process_network: bool,
     /// The socket of the runner that carries out those processes [default: one is started as a child]
     #[arg(long, value_name = "PATH")]
     runner_socket: Option<PathBuf>,
@@ -98,12 +115,46 @@ pub struct OperatorArgs {
     /// After how many seconds without news of a running pod the API is asked for it, and how often for new runs and the catalogue
     #[arg(long, value_name = "SECONDS", default_value = "900", value_parser = clap::value_parser!(u64).range(1..))]
     resync: u64,
+    /// How many MiB of memory runs and catalogue may take; the process needs about 250 MiB beside them
+    #[arg(long, value_name = "MIB", default_value = "192", value_parser = clap::value_parser!(u64).range(48..=1_048_576))]
+    cache: u64,
     /// How log lines are written
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: Format,
     /// A level, or directives such as `info,kube_runtime=debug` [default: `$APSCLI_LOG`, else info]
     #[arg(long, value_name = "FILTER", value_parser = logging::filter)]
     log_level: Option<Targets>,
+}
+
+/// How long `--check` waits: less than the five seconds of the chart's probes.
+const ANSWER: Duration = Duration::from_secs(4);
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Check {
+    /// Whether its loops turn; else it is to be restarted
+    Live,
+    /// Whether it has all that it needs
+    Ready,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CatalogConfigMaps {
+    /// Those of the shared namespace
+    Shared,
+    /// Also those of each run's own namespace: who may create `ConfigMaps` there decides what its runs execute
+    All,
+    /// Nobody's: only Service objects count
+    None,
+}
+
+impl From<CatalogConfigMaps> for LabelledMaps {
+    fn from(arg: CatalogConfigMaps) -> Self {
+        match arg {
+            CatalogConfigMaps::Shared => Self::Shared,
+            CatalogConfigMaps::All => Self::All,
+            CatalogConfigMaps::None => Self::None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -149,6 +200,7 @@ impl OperatorArgs {
                 .shared_namespace
                 .clone()
                 .unwrap_or_else(|| home.clone()),
+            catalog_config_maps: self.catalog_config_maps.into(),
             election: self.leader_election.then(|| Election {
                 namespace: home,
                 lease: self.shard.lease(&self.lease_name),
@@ -166,8 +218,10 @@ impl OperatorArgs {
             processes: Processes {
                 namespaces: self.process_namespaces.clone(),
                 services: self.process_services.clone(),
+                network: self.process_network,
             },
             resync: Duration::from_secs(self.resync),
+            cache: usize::try_from(self.cache * 1024 * 1024).unwrap_or(usize::MAX),
         }
     }
 
@@ -189,6 +243,19 @@ impl OperatorArgs {
 /// Runs the operator until it is asked to end by TERM or INT (exit status 0), or has lost its
 /// Lease (1).
 pub fn operator(context: &Context, args: &OperatorArgs) -> Result<ExitCode, Failure> {
+    if let (Some(check), Some(path)) = (args.check, &args.probe_socket) {
+        let what = match check {
+            Check::Live => "/healthz",
+            Check::Ready => "/readyz",
+        };
+        return match server::ask(path, what, ANSWER) {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(failed) => {
+                context.printer.error(&failed);
+                Ok(ExitCode::FAILURE)
+            }
+        };
+    }
     let filter = match &args.log_level {
         Some(filter) => filter.clone(),
         None => match env::var("APSCLI_LOG") {
@@ -215,7 +282,7 @@ pub fn operator(context: &Context, args: &OperatorArgs) -> Result<ExitCode, Fail
         .enable_all()
         .build()?;
     // As a task of a worker: on this thread each event of a watch would have to wake it first.
-    let served = runtime.spawn(serve(options, args.listen));
+    let served = runtime.spawn(serve(options, args.listen, args.probe_socket.clone()));
     let ended = match runtime.block_on(served) {
         Ok(ended) => ended,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
@@ -240,13 +307,22 @@ enum Ended {
         address: SocketAddr,
         source: std::io::Error,
     },
+    #[error("cannot serve probes on {}", path.display())]
+    Probes {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("cannot hear signals")]
     Signals(#[source] std::io::Error),
     #[error(transparent)]
     Operator(#[from] OperatorError),
 }
 
-async fn serve(options: Options, listen: SocketAddr) -> Result<(), Ended> {
+async fn serve(
+    options: Options,
+    listen: SocketAddr,
+    probe_socket: Option<PathBuf>,
+) -> Result<(), Ended> {
     let mut term = signal(SignalKind::terminate()).map_err(Ended::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Ended::Signals)?;
     let stop = async move {
@@ -261,13 +337,20 @@ async fn serve(options: Options, listen: SocketAddr) -> Result<(), Ended> {
         source,
     };
     let server = Server::bind(listen).await.map_err(bind)?;
+    let probes = probe_socket
+        .map(|path| Probes::bind(&path).map_err(|source| Ended::Probes { path, source }));
+    let probes = probes.transpose()?;
     let address = server.address().map_err(bind)?;
     info!(version = env!("CARGO_PKG_VERSION"), %address, ?options, "begins");
     let health = Health::default();
     let metrics = Arc::new(Metrics::default());
     let serving = tokio::spawn(server.serve(health.clone(), Arc::clone(&metrics)));
+    let probing = probes.map(|probes| tokio::spawn(probes.serve(health.clone())));
     let ended = operator::run(options, metrics, health, stop).await;
     serving.abort();
+    if let Some(probing) = probing {
+        probing.abort();
+    }
     Ok(ended?)
 }
 
@@ -301,6 +384,7 @@ mod tests {
         let had = options(Some("tools"), &[]);
         assert_eq!(had.scope, Scope::Cluster);
         assert_eq!(had.shared_namespace, "tools");
+        assert_eq!(had.catalog_config_maps, LabelledMaps::Shared);
         assert_eq!(
             had.election,
             Some(Election {
@@ -328,18 +412,21 @@ mod tests {
                 "--namespace=a",
                 "--namespace=b",
                 "--shared-namespace=shelf",
+                "--catalog-config-maps=all",
                 "--leader-election=false",
                 "--shard=1/2",
                 "--node-image=n:1",
                 "--tools-image=t:1",
                 "--delivery=image-volume",
-                "--allow-service-account=robot",
+                "--allow-service-account=tools/robot",
+                "--process-network",
                 "--default-ttl=60",
                 "--max-writes=8",
                 "--process-namespace=p",
                 "--process-service=a.*",
                 "--runner-socket=/s",
                 "--resync=30",
+                "--cache=64",
             ],
         );
         assert_eq!(
@@ -347,20 +434,23 @@ mod tests {
             Options {
                 scope: Scope::Namespaces(vec!["a".to_owned(), "b".to_owned()]),
                 shared_namespace: "shelf".to_owned(),
+                catalog_config_maps: LabelledMaps::All,
                 election: None,
                 shard: "1/2".parse().unwrap(),
                 node_image: "n:1".to_owned(),
                 tools_image: "t:1".to_owned(),
                 delivery: Some(Delivery::ImageVolume),
-                service_accounts: vec!["robot".to_owned()],
+                service_accounts: vec!["tools/robot".parse().unwrap()],
                 default_ttl: Some(Duration::from_secs(60)),
                 max_writes: NonZeroUsize::new(8).unwrap(),
                 processes: Processes {
                     namespaces: vec!["p".to_owned()],
                     services: vec!["a.*".to_owned()],
+                    network: true,
                 },
                 runner: Some(RunnerPlace::Socket("/s".into())),
                 resync: Duration::from_secs(30),
+                cache: 64 * 1024 * 1024,
             }
         );
         let had = options(None, &["--lease-name=l", "--identity=me"])
@@ -371,6 +461,18 @@ mod tests {
         assert_eq!(slow.unwrap().duration, Duration::from_mins(1));
         let shard = options(None, &["--lease-name=l", "--shard=1/2"]).election;
         assert_eq!(shard.unwrap().lease, "l-1-of-2");
+    }
+
+    #[test]
+    fn catalog_config_maps_are_one_of_three() {
+        for (word, expected) in [
+            ("shared", LabelledMaps::Shared),
+            ("all", LabelledMaps::All),
+            ("none", LabelledMaps::None),
+        ] {
+            let had = options(None, &[&format!("--catalog-config-maps={word}")]);
+            assert_eq!(had.catalog_config_maps, expected);
+        }
     }
 
     #[test]

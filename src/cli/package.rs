@@ -29,6 +29,9 @@ pub(super) struct PackageArgs {
     /// Only this service, or those whose name begins so
     #[arg(long, value_name = "NAME")]
     fqsn: Option<String>,
+    /// Take in scripts and folders whose name begins with a dot, such as .config; without this they are left out
+    #[arg(long)]
+    include_dot_files: bool,
 }
 
 fn chart_name(text: &str) -> Result<String, String> {
@@ -77,6 +80,7 @@ pub(super) fn package(context: &Context, args: &PackageArgs) -> Result<ExitCode,
         name: args.name.clone(),
         version: args.chart_version.clone(),
         prefix: args.fqsn.clone(),
+        dot_files: args.include_dot_files,
     };
     let chart = match chart(&args.catalogue, &wanted) {
         Ok(chart) => chart,
@@ -110,6 +114,9 @@ fn write(chart: &Chart, output: &Path) -> Result<(), Failure> {
         output.with_file_name(name)
     };
     let (new, old) = (beside("new"), beside("old"));
+    if let Some(parent) = output.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
     let written = write_files(chart, &new).and_then(|()| {
         if output.exists() {
             fs::rename(output, &old)?;
@@ -117,7 +124,9 @@ fn write(chart: &Chart, output: &Path) -> Result<(), Failure> {
         fs::rename(&new, output)
     });
     if let Err(error) = written {
-        let _ = fs::remove_dir_all(&new);
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            let _ = fs::remove_dir_all(&new);
+        }
         return Err(failed(error).into());
     }
     if old.exists() {
@@ -127,6 +136,8 @@ fn write(chart: &Chart, output: &Path) -> Result<(), Failure> {
 }
 
 fn write_files(chart: &Chart, folder: &Path) -> io::Result<()> {
+    // A new one: in one that was there already somebody else's links could lead anywhere.
+    fs::create_dir(folder)?;
     for (path, content) in &chart.files {
         let path = folder.join(path);
         if let Some(parent) = path.parent() {

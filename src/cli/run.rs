@@ -24,7 +24,7 @@ use crate::executor::python::Python;
 use crate::executor::spawn;
 use crate::local::journal::{Flags, Header, Journal, Sandbox};
 use crate::local::report::Report;
-use crate::local::{Driver, Options, Watch, logs};
+use crate::local::{Driver, Options, Watch, logs, own};
 use crate::template::{Filling, Params, Template, duration, read_params};
 use crate::value::Value;
 use crate::value::json::{self, Dialect};
@@ -228,7 +228,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
             };
             context
                 .printer
-                .data(&serde_json::to_string_pretty(&report)?);
+                .json(&serde_json::to_string_pretty(&report)?);
         }
     }
     if let Some(error) = &end.error {
@@ -301,7 +301,7 @@ fn fence(sandbox: &Sandbox, dir: &Path, parallel: NonZeroUsize) -> Result<Fence,
 }
 
 /// Makes the run's folder, for its owner only: what nodes say may be secret. A folder that is
-/// there already stays as open as its owner made it.
+/// there already stays as readable as its owner made it, but nobody else may write it: see [`own`].
 fn make_folders(dir: &Path) -> Result<(), Failure> {
     make_folder(dir)?;
     make_folder(&logs::folder(dir))
@@ -312,7 +312,8 @@ fn make_folder(folder: &Path) -> Result<(), Failure> {
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .map_err(|error| format!("cannot make {}: {error}", folder.display()).into())
+        .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+    Ok(own::directory(folder)?)
 }
 
 /// What is to run, read once.

@@ -1,15 +1,21 @@
 //! `apscli runner`: the process that carries out nodes for an operator, in the fence.
 //!
+//! Beside the operator's socket it has a second one, `PATH.check`: who connects there has the
+//! runner check itself, and reads the answer. `apscli runner --check`, a liveness probe, does.
+//!
 //! Must not know what it carries out.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::fs::Mode as FileMode;
@@ -17,6 +23,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior, umask};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::executor::fence::{Limits, Mode};
+use crate::executor::runner::check::{self, SelfCheck};
 use crate::executor::runner::serve::{self, Options, slots};
 use crate::executor::spawn;
 use crate::template::duration;
@@ -25,6 +32,13 @@ use super::run::SandboxMode;
 use super::{Context, Failure};
 
 const MIB: u64 = 1024 * 1024;
+/// How long `--check` waits for an answer. The check repeats what failed, and may have to wait for
+/// another one.
+const ANSWER: Duration = Duration::from_secs(20);
+/// Most bytes of an answer.
+const ANSWER_BYTES: u64 = 4096;
+/// What a runner that works answers.
+const WELL: &str = "ok\n";
 /// Where a container sees how much memory it has, in the new and in the old way.
 const MEMORY: [&str; 2] = [
     "/sys/fs/cgroup/memory.max",
@@ -37,8 +51,12 @@ pub struct RunnerArgs {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// A folder of its own, in which `scripts`, `logs` and `nodes` come and go; best a tmpfs of limited size
-    #[arg(long, value_name = "DIR")]
-    folder: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "check")]
+    folder: Option<PathBuf>,
+    /// Ask the runner that serves on this socket to run a program through its sandbox; exit status 0 where it
+    /// can, within 20 s: a liveness probe
+    #[arg(long, requires = "socket")]
+    check: bool,
     /// Most processes of nodes at once; fewer where their memory has no room [default: cores]
     #[arg(long, value_name = "N")]
     slots: Option<NonZeroUsize>,
@@ -63,7 +81,11 @@ pub struct RunnerArgs {
 }
 
 /// Serves until it is ended; of standard input, one connection, after which its folder is cleared.
+/// A runner that finds that it cannot work any more ends with the status [`check::BROKEN`].
 pub(super) fn runner(_: &Context, args: &RunnerArgs) -> Result<ExitCode, Failure> {
+    if let (true, Some(path)) = (args.check, &args.socket) {
+        return ask(path);
+    }
     // What runs in the fence is of the same user.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| format!("cannot hide from other processes: {error}"))?;
@@ -73,13 +95,24 @@ pub(super) fn runner(_: &Context, args: &RunnerArgs) -> Result<ExitCode, Failure
     end_on_signals()?;
     let Some(path) = &args.socket else {
         let stream = rustix::stdio::stdin().try_clone_to_owned()?;
-        let served = serve::serve(UnixStream::from(stream), &options);
+        serve::prepare(&options.folder)?;
+        let check = watched(&options, &[])?;
+        let served = serve::serve(UnixStream::from(stream), &options, &check);
+        check.finish();
         // Whoever started this may be gone without a word.
         serve::clear(&options.folder);
         served?;
         return Ok(ExitCode::SUCCESS);
     };
+    serve::prepare(&options.folder)?;
     let listener = listen(path)?;
+    let check_path = check_path(path);
+    let checks = listen(&check_path)?;
+    let check = watched(&options, &[path, &check_path])?;
+    let checking = Arc::clone(&check);
+    thread::Builder::new()
+        .name("checks".to_owned())
+        .spawn(move || answer(&checks, &checking))?;
     eprintln!(
         "apscli runner: serves on {}, {} at once",
         path.display(),
@@ -88,13 +121,105 @@ pub(super) fn runner(_: &Context, args: &RunnerArgs) -> Result<ExitCode, Failure
     loop {
         // One after the other: what an operator started is over before the next is heard.
         let (stream, _) = listener.accept()?;
-        if let Err(error) = serve::serve(stream, &options) {
+        if let Err(error) = serve::serve(stream, &options, &check) {
             eprintln!("apscli runner: a connection ended: {error}");
         }
     }
 }
 
+/// The socket on which checks are asked for, beside the operator's.
+fn check_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".check");
+    PathBuf::from(name)
+}
+
+/// A check of this runner, which is made regularly from now on.
+fn watched(options: &Options, sockets: &[&Path]) -> Result<Arc<SelfCheck>, Failure> {
+    let check = Arc::new(SelfCheck::new(options, sockets)?);
+    if let Err(why) = check.first() {
+        check::end(&why);
+    }
+    let watch = Arc::clone(&check);
+    thread::Builder::new()
+        .name("watch".to_owned())
+        .spawn(move || {
+            let mut next = Instant::now() + check::PROGRAM_EVERY;
+            loop {
+                thread::sleep(check::EVERY);
+                let checked = if Instant::now() < next {
+                    watch.quick()
+                } else {
+                    next = Instant::now() + check::PROGRAM_EVERY;
+                    watch.whole()
+                };
+                if let Err(why) = checked {
+                    check::end(&why);
+                }
+            }
+        })?;
+    Ok(check)
+}
+
+/// Answers who asks, one after the other: the check is the same for all.
+fn answer(listener: &UnixListener, check: &SelfCheck) {
+    loop {
+        let mut stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => check::end(&format!("it cannot be asked: {error}")),
+        };
+        let checked = check.whole();
+        let text = match &checked {
+            Ok(()) => WELL.to_owned(),
+            Err(why) => format!("{why}\n"),
+        };
+        // An answer of one line fits into the socket, so nobody keeps this waiting. Who asked may
+        // be gone.
+        let _ = stream.set_write_timeout(Some(check::EVERY));
+        let _ = stream.write_all(text.as_bytes());
+        if let Err(why) = checked {
+            check::end(&why);
+        }
+    }
+}
+
+/// Asks the runner on this socket, and waits no longer than [`ANSWER`] whatever it does.
+fn ask(path: &Path) -> Result<ExitCode, Failure> {
+    let (answered, answer) = channel();
+    let path = check_path(path);
+    let at = path.clone();
+    thread::Builder::new()
+        .name("ask".to_owned())
+        .spawn(move || {
+            let asked = UnixStream::connect(&path).and_then(|stream| {
+                let mut text = String::new();
+                stream.take(ANSWER_BYTES).read_to_string(&mut text)?;
+                Ok(text)
+            });
+            let _ = answered.send(asked);
+        })?;
+    let shown = at.display();
+    let Ok(asked) = answer.recv_timeout(ANSWER) else {
+        let seconds = ANSWER.as_secs();
+        return Err(format!("the runner on {shown} has not answered within {seconds} s").into());
+    };
+    let text = asked.map_err(|error| format!("cannot ask the runner on {shown}: {error}"))?;
+    if text == WELL {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let why = if text.is_empty() {
+        "it ended"
+    } else {
+        text.trim_end()
+    };
+    Err(format!("the runner on {shown} cannot work: {why}").into())
+}
+
 fn options(args: &RunnerArgs) -> Result<Options, Failure> {
+    let folder = args
+        .folder
+        .as_ref()
+        .ok_or("--folder: expected a directory")?;
     let limits = Limits {
         memory: args.memory.saturating_mul(MIB),
         cpu: args.cpu,
@@ -107,9 +232,9 @@ fn options(args: &RunnerArgs) -> Result<Options, Failure> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(&args.folder)?;
+        .create(folder)?;
     // What is in a tmpfs is this container's memory too.
-    let memory = memory().map(|all| all.saturating_sub(in_memory(&args.folder)));
+    let memory = memory().map(|all| all.saturating_sub(in_memory(folder)));
     let slots = slots(args.slots.unwrap_or(cores), &limits, memory).ok_or_else(|| {
         format!(
             "--memory {}: not one node has room in the {} MiB of memory that there are",
@@ -118,7 +243,7 @@ fn options(args: &RunnerArgs) -> Result<Options, Failure> {
         )
     })?;
     Ok(Options {
-        folder: std::path::absolute(&args.folder)?,
+        folder: std::path::absolute(folder)?,
         slots,
         mode: Mode::from(args.sandbox),
         limits,

@@ -19,7 +19,7 @@ use super::{Context, Failure};
 #[derive(Debug, Args)]
 pub(super) struct StripArgs {
     /// A namespace with pods of runs; may be repeated [default: all namespaces]
-    #[arg(long = "namespace", value_name = "NAMESPACE")]
+    #[arg(long = "namespace", value_name = "NAMESPACE", value_parser = super::namespace)]
     namespaces: Vec<String>,
     /// Wait first until no pod is left there with these labels: the operator's own
     #[arg(long, value_name = "NAMESPACE/SELECTOR", value_parser = operators)]
@@ -31,7 +31,9 @@ pub(super) struct StripArgs {
 
 fn operators(text: &str) -> Result<Operators, String> {
     match text.split_once('/') {
-        Some((namespace, selector)) if !namespace.is_empty() && !selector.is_empty() => {
+        Some((namespace, selector))
+            if super::namespace(namespace).is_ok() && !selector.is_empty() =>
+        {
             Ok(Operators {
                 namespace: namespace.to_owned(),
                 selector: selector.to_owned(),

@@ -14,6 +14,7 @@ use crate::engine::state::{NodeState, Phase, RunState, cancelled};
 use crate::local::Watch;
 
 use super::printer::Printer;
+use super::shown::one_line;
 
 /// Says nothing.
 pub(super) struct Silent;
@@ -34,17 +35,18 @@ impl Watch for Lines {
             Event::Ended { node, .. }
             | Event::Skipped { node, .. }
             | Event::GivenUp { node, .. } => {
-                self.0.say(&format!(
-                    "{}: {}",
-                    graph.name(*node),
-                    told(state.node(*node))
-                ));
+                self.0.say(&line(graph, *node, state));
             }
             Event::RunStarted { .. } | Event::Suspended(_) | Event::Killing { .. } => {}
         }
     }
 
     fn tick(&mut self, _: &Graph, _: &RunState) {}
+}
+
+/// A line on a node that has come to an end, whatever the node said.
+fn line(graph: &Graph, node: NodeIx, state: &RunState) -> String {
+    one_line(&format!("{}: {}", graph.name(node), told(state.node(node))))
 }
 
 /// A node's state in words.
@@ -102,7 +104,7 @@ impl Watch for Live {
                     .insert_before(&self.total, ProgressBar::new_spinner());
                 let style = ProgressStyle::with_template("{spinner} {prefix}  {elapsed}");
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-                bar.set_prefix(graph.name(node).to_string());
+                bar.set_prefix(one_line(graph.name(node).as_str()));
                 self.nodes.insert(node, bar);
             }
             Event::Ended { .. } | Event::Skipped { .. } | Event::GivenUp { .. } => {
@@ -110,8 +112,7 @@ impl Watch for Live {
                     bar.finish_and_clear();
                     self.bars.remove(&bar);
                 }
-                let told = told(state.node(node));
-                let _ = self.bars.println(format!("{}: {told}", graph.name(node)));
+                let _ = self.bars.println(line(graph, node, state));
             }
             _ => {}
         }

@@ -129,6 +129,10 @@ impl Binary {
 }
 
 impl Expr {
+    /// Memory that an expression takes at the most for each byte of its text, in bytes: two
+    /// operations for a name of one letter.
+    pub const MEMORY: usize = 12;
+
     /// Parses and checks an expression.
     pub fn parse(text: &str) -> Result<Self, ExprError> {
         Compiler::new(text).compile()

@@ -18,7 +18,7 @@ use petgraph::graph::{DiGraph, NodeIndex};
 use crate::engine::expr::{Expr, Truth};
 use crate::engine::name::NodeName;
 use crate::engine::spec::{Node, Placed, Spec};
-use crate::value::{Place, Problem};
+use crate::value::{MAX_PROBLEMS, Place, Problem};
 
 /// A node of one graph, by its place in the template from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -349,6 +349,11 @@ impl Graph {
         let mut listed_by = NodeMap(vec![None; spec.nodes.len()]);
         // One walk for all that is asked of a node: the nodes of a large graph fit no cache.
         for (index, node) in (0..).map(NodeIx).zip(&spec.nodes) {
+            if errors.len() > MAX_PROBLEMS {
+                // No more are shown, and there may be one for each edge.
+                errors.sort_by_key(GraphError::at);
+                return Err(errors);
+            }
             errors.extend(duplicate_id(node, &mut ids));
             if let Some(timeout) = node.timeout {
                 timeouts.insert(index, timeout);
@@ -370,6 +375,7 @@ impl Graph {
                     _ if twice => errors.push(error(EdgeError::Twice)),
                     Some(ix) if ix == index => errors.push(error(EdgeError::Itself)),
                     Some(ix) => prev_nodes.nodes.push(ix),
+                    None if errors.len() > MAX_PROBLEMS => break,
                     None => {
                         // A hint costs a look at many names: the first few mistakes get one.
                         let hint = errors.len() < HINTS;
@@ -424,6 +430,12 @@ impl Graph {
             errors.sort_by_key(GraphError::at);
             Err(errors)
         }
+    }
+
+    /// Memory that it takes with the state of a run, in bytes; approximate.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.nodes.0.iter().map(Node::memory).sum()
     }
 
     /// How many nodes there are.
@@ -607,6 +619,9 @@ fn bind(
 ) -> Condition {
     let mut nodes = Vec::new();
     for name in expr.it.names() {
+        if errors.len() > MAX_PROBLEMS {
+            break;
+        }
         match find(name.name.as_str()) {
             Some(index) if allowed(&name.name) => nodes.push(index),
             known => errors.push(GraphError::ExpressionName {
@@ -820,6 +835,7 @@ impl From<&GraphError> for Problem {
             at: error.at(),
             path: error.path(),
             message: error.to_string(),
+            too_large: false,
         }
     }
 }

@@ -120,7 +120,52 @@ pub enum EnvPart {
 #[error("the environment variable {0} is not set")]
 pub struct NotSet(pub String);
 
+impl Node {
+    /// Memory that it takes in a graph, in bytes; approximate.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        // The node, its state and its place in the graph.
+        const NODE: usize = 1024;
+        const EDGE: usize = 96;
+        // Two operations for a name of one letter, and the expression is there twice.
+        const EXPR: usize = 100;
+        let env = |env: &[(String, EnvText)]| -> usize {
+            let each = env.iter().map(|(name, text)| name.len() + text.memory());
+            each.sum()
+        };
+        let texts = |texts: &[EnvText]| texts.iter().map(EnvText::memory).sum::<usize>();
+        let action = match &self.action {
+            Action::Cmd(cmd) => cmd.program.memory() + texts(&cmd.args) + env(&cmd.env),
+            Action::Api(api) => {
+                api.module.len() + api.function.len() + texts(&api.path) + env(&api.env)
+            }
+        };
+        let params = self.param.iter();
+        let params = params.map(|(name, value)| name.len() + value.memory());
+        let prev_nodes = self.prev_nodes.iter();
+        let prev_nodes = prev_nodes.map(|prev| EDGE + prev.it.as_str().len());
+        let expr = self.decision_expr.as_ref();
+        NODE + self.name.as_str().len()
+            + action
+            + self.action_shown.memory()
+            + params.sum::<usize>()
+            + prev_nodes.sum::<usize>()
+            + expr.map_or(0, |expr| EXPR + 2 * Expr::MEMORY * expr.it.text().len())
+    }
+}
+
 impl EnvText {
+    /// Memory that it takes, in bytes; approximate.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        const PART: usize = 64;
+        let parts = self.parts.iter().map(|part| match part {
+            EnvPart::Literal(text) | EnvPart::Variable(text) => PART + text.len(),
+            EnvPart::Home => PART,
+        });
+        PART + parts.sum::<usize>()
+    }
+
     /// A text without variables.
     #[must_use]
     pub fn literal(text: impl Into<String>) -> Self {

@@ -51,6 +51,12 @@ pub struct Work {
     pub secrets: BTreeMap<String, String>,
     /// Most bytes of the result's frame.
     pub budget: usize,
+    /// What all files below `folder` must be before anything is started, as
+    /// [`super::scripts::manifest`] has it; none: nothing is checked (there are no scripts, or an
+    /// operator up to 0.1.0 made the decision). It is not part of the decision's [`hash`], so that
+    /// pods of such an operator are recognized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scripts: Option<String>,
 }
 
 /// Why a text is no decision.
@@ -82,6 +88,7 @@ impl Work {
             folder: SCRIPTS.to_owned(),
             secrets: BTreeMap::new(),
             budget: BUDGET,
+            scripts: None,
         }
     }
 

@@ -19,4 +19,5 @@ pub mod process;
 pub mod python;
 #[cfg(feature = "program")]
 pub mod runner;
+pub mod scripts;
 pub mod spawn;

@@ -103,6 +103,30 @@ pub fn options(param: &[(String, Value)]) -> Vec<String> {
     words
 }
 
+/// Why an attempt was not started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NotStarted {
+    /// A property of the node: every other attempt would fail as well.
+    Node(String),
+    /// A property of this machine at this moment: no descriptors, no processes, no memory, no
+    /// directory for the attempt.
+    Machine(String),
+}
+
+impl NotStarted {
+    /// The outcome where the difference does not matter.
+    pub(super) fn outcome(self) -> Outcome {
+        let (Self::Node(why) | Self::Machine(why)) = self;
+        Outcome::silent(Ending::NotStarted(why))
+    }
+}
+
+impl From<String> for NotStarted {
+    fn from(why: String) -> Self {
+        Self::Node(why)
+    }
+}
+
 /// Runs a program to its end and says what came of it. Blocks.
 #[must_use]
 pub fn run(
@@ -112,22 +136,22 @@ pub fn run(
     log: &Path,
     control: &Control,
 ) -> Outcome {
-    try_run(cmd, param, surroundings, log, control)
-        .unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)))
+    try_run(cmd, param, surroundings, log, control).unwrap_or_else(NotStarted::outcome)
 }
 
-fn try_run(
+/// As [`run`], with the reason for which nothing was started.
+pub(super) fn try_run(
     cmd: &Cmd,
     param: &[(String, Value)],
     surroundings: &Surroundings,
     log: &Path,
     control: &Control,
-) -> Result<Outcome, String> {
+) -> Result<Outcome, NotStarted> {
     let Some(fence) = &surroundings.fence else {
         let prepared = Prepared::new(cmd, param, surroundings)?;
         return prepared.run(surroundings.grace, log, control, None);
     };
-    let (inside, surroundings) = fence.enter(surroundings)?;
+    let (inside, surroundings) = fence.enter(surroundings).map_err(NotStarted::Machine)?;
     let prepared = Prepared::new(cmd, param, &surroundings)?;
     let program = prepared.program.clone();
     let outcome = prepared.run(surroundings.grace, log, control, Some(&inside))?;
@@ -179,21 +203,27 @@ impl Prepared {
         log: &Path,
         control: &Control,
         inside: Option<&Inside>,
-    ) -> Result<Outcome, String> {
+    ) -> Result<Outcome, NotStarted> {
+        let machine = NotStarted::Machine;
         let (stdout, child_stdout) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|error| format!("cannot make a pipe: {error}"))?;
-        let (log, stderr) = (Log::new(log, log_room(inside)), Stderr::new(log)?);
+            .map_err(|error| machine(format!("cannot make a pipe: {error}")))?;
+        let stderr = Stderr::new(log).map_err(machine)?;
+        let log = Log::new(log, log_room(inside));
         let program = CString::new(self.program.as_os_str().as_bytes())
             .map_err(|_| "the program's path holds a zero byte".to_owned())?;
         let launcher = match inside {
-            Some(inside) => Some(inside.launcher(&program, None, &[])?),
+            Some(inside) => {
+                Inside::share(&child_stdout);
+                Inside::share(&stderr.given);
+                Some(inside.launcher(&program, None, &[])?)
+            }
             None => None,
         };
         let mut command = Command {
             program,
             args: self.args,
             env: self.env,
-            stdin: no_input()?,
+            stdin: no_input().map_err(machine)?,
             stdout: child_stdout.as_fd(),
             stderr: stderr.given.as_fd(),
             inherit: [None, None],
@@ -201,14 +231,25 @@ impl Prepared {
         };
         if let (Some(inside), Some(launcher)) = (inside, &launcher) {
             command = launcher.wrap(&command);
-            control.leash(inside.leash()?);
+            control.leash(inside.leash().map_err(machine)?);
         }
         let started = control.start(|| spawn::spawn(&command).map(|child| (child.pid, child)));
         drop((child_stdout, launcher));
         let stderr = stderr.kept();
         let child = match started {
             Ok(Ok(child)) => child,
-            Ok(Err(error)) => return Err(not_executed(&self.program, &error)),
+            Ok(Err(error)) => {
+                let why = not_executed(&self.program, &error);
+                // In the sandbox it is the launcher that could not be started. Only the length of
+                // the arguments, which it is given too, is the node's.
+                let too_long =
+                    error.raw_os_error() == Some(rustix::io::Errno::TOOBIG.raw_os_error());
+                return Err(if inside.is_some() && !too_long {
+                    machine(format!("cannot start the launcher of the sandbox: {error}"))
+                } else {
+                    NotStarted::Node(why)
+                });
+            }
             Err(cause) => return Ok(Outcome::silent(Ending::Killed(cause))),
         };
         let mut lines = LineParser::default();
@@ -322,6 +363,8 @@ pub fn open_log(path: &Path) -> Result<File, String> {
         .append(true)
         .create(true)
         .mode(0o600)
+        // A link there was put by somebody else, or by mistake: nobody's log is elsewhere.
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
         .open(path)
         .map_err(|error| format!("cannot open the log {}: {error}", path.display()))
 }

@@ -18,7 +18,7 @@ use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,7 +42,8 @@ use crate::executor::control::{Bell, Control};
 use crate::executor::fence::{Fence, Inside, Launcher};
 use crate::executor::lines::LineParser;
 use crate::executor::process::{
-    Log, Source, Stderr, Surroundings, log_room, no_input, open_log, read_until_end, sweep,
+    Log, NotStarted, Source, Stderr, Surroundings, log_room, no_input, open_log, read_until_end,
+    sweep,
 };
 use crate::executor::spawn::{self, Command, Texts};
 use crate::value::Value;
@@ -111,11 +112,23 @@ impl Python {
         log: &Path,
         control: &Control,
     ) -> Outcome {
-        let outcome = match &surroundings.fence {
-            None => self.try_run(api, param, surroundings, log, control),
+        self.try_run(api, param, surroundings, log, control)
+            .unwrap_or_else(NotStarted::outcome)
+    }
+
+    /// As [`Self::run`], with the reason for which nothing was started.
+    pub(super) fn try_run(
+        &self,
+        api: &Api,
+        param: &[(String, Value)],
+        surroundings: &Surroundings,
+        log: &Path,
+        control: &Control,
+    ) -> Result<Outcome, NotStarted> {
+        match &surroundings.fence {
+            None => self.call(api, param, surroundings, log, control),
             Some(fence) => self.fenced(fence, api, param, surroundings, log, control),
-        };
-        outcome.unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)))
+        }
     }
 
     /// In the fence each call has an interpreter of its own: what is forked from one could reach
@@ -128,14 +141,14 @@ impl Python {
         surroundings: &Surroundings,
         log: &Path,
         control: &Control,
-    ) -> Result<Outcome, String> {
-        let (inside, surroundings) = fence.enter(surroundings)?;
+    ) -> Result<Outcome, NotStarted> {
+        let (inside, surroundings) = fence.enter(surroundings).map_err(NotStarted::Machine)?;
         let (chosen, preload) = (self.0.chosen.clone(), self.0.preload.clone());
         // The interpreter's words are the call's: there is no other.
         let own = Self::within(chosen, preload, log.to_path_buf(), Some(inside));
-        let outcome = own
-            .try_run(api, param, &surroundings, log, control)
-            .unwrap_or_else(|message| Outcome::silent(Ending::NotStarted(message)));
+        let called = own.call(api, param, &surroundings, log, control);
+        let machine = matches!(called, Err(NotStarted::Machine(_)));
+        let outcome = called.unwrap_or_else(NotStarted::outcome);
         drop(lock(&own.0.interpreter).take());
         if let Some(inside) = &own.0.inside {
             inside.let_go();
@@ -144,20 +157,24 @@ impl Python {
             let _ = thread.join();
         }
         let inside = Arc::into_inner(own.0).and_then(|own| own.inside);
-        Ok(match inside {
+        let outcome = match inside {
             Some(inside) => inside.leave(outcome, None),
             None => outcome,
-        })
+        };
+        match outcome.ending {
+            Ending::NotStarted(why) if machine => Err(NotStarted::Machine(why)),
+            _ => Ok(outcome),
+        }
     }
 
-    fn try_run(
+    fn call(
         &self,
         api: &Api,
         param: &[(String, Value)],
         surroundings: &Surroundings,
         log: &Path,
         control: &Control,
-    ) -> Result<Outcome, String> {
+    ) -> Result<Outcome, NotStarted> {
         let request = request(api, param, surroundings)?;
         let interpreter = match self.interpreter(surroundings, control) {
             Ok(interpreter) => interpreter,
@@ -167,8 +184,8 @@ impl Python {
                 });
             }
         };
-        let room = log_room(self.0.inside.as_ref());
-        interpreter.call(&request, surroundings, log, room, control)
+        let inside = self.0.inside.as_ref();
+        interpreter.call(&request, surroundings, log, inside, control)
     }
 
     /// The interpreter, started by the first call, and again after it was lost.
@@ -176,10 +193,10 @@ impl Python {
         &self,
         surroundings: &Surroundings,
         control: &Control,
-    ) -> Result<Arc<Interpreter>, String> {
+    ) -> Result<Arc<Interpreter>, NotStarted> {
         let mut slot = lock(&self.0.interpreter);
         if control.cause().is_some() {
-            return Err("the call was ended before it began".to_owned());
+            return Err("the call was ended before it began".to_owned().into());
         }
         if let Some(interpreter) = slot.as_ref().filter(|interpreter| interpreter.is_alive()) {
             return Ok(Arc::clone(interpreter));
@@ -328,11 +345,13 @@ impl Interpreter {
         of: &Inner,
         surroundings: &Surroundings,
         control: &Control,
-    ) -> Result<(Arc<Self>, JoinHandle<()>), String> {
+    ) -> Result<(Arc<Self>, JoinHandle<()>), NotStarted> {
         let (preload, log) = (&of.preload, of.log.as_path());
         let extension = extension(surroundings)?;
-        let system =
-            |error: rustix::io::Errno| format!("cannot start {}: {error}", program.display());
+        let machine = NotStarted::Machine;
+        let system = |error: rustix::io::Errno| {
+            machine(format!("cannot start {}: {error}", program.display()))
+        };
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -342,33 +361,21 @@ impl Interpreter {
         .map_err(system)?;
         let reader = ours
             .try_clone()
-            .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+            .map_err(|error| machine(format!("cannot start {}: {error}", program.display())))?;
         let interpreter = Arc::new(Self {
             socket: ours,
             next_call: AtomicU64::new(0),
             calls: Mutex::new(Some(BTreeMap::new())),
         });
-        let socket = theirs.as_raw_fd().to_string();
-        let mut words = vec![
-            program.as_os_str().as_bytes(),
-            b"-c",
-            BOOTSTRAP.as_bytes(),
-            extension.as_os_str().as_bytes(),
-            socket.as_bytes(),
-        ];
-        words.extend(preload.iter().map(std::string::String::as_bytes));
-        let mut args = Texts::default();
-        if !words.iter().all(|word| args.push(&[word])) {
-            return Err("python's command line would hold a zero byte".to_owned());
-        }
+        let args = command_line(program, &extension, theirs.as_raw_fd(), preload)?;
         let mut start = Start {
             program: CString::new(program.as_os_str().as_bytes())
                 .map_err(|_| "python's path holds a zero byte".to_owned())?,
             args,
             env: surroundings.env_texts(&BTreeMap::new())?,
-            no_input: no_input()?,
+            no_input: no_input().map_err(machine)?,
             socket: theirs,
-            log: open_log(log)?,
+            log: open_log(log).map_err(machine)?,
             launcher: None,
         };
         if let Some(inside) = &of.inside {
@@ -409,10 +416,15 @@ impl Interpreter {
                 let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
                 spawn::forget(child.pid);
             })
-            .map_err(|error| format!("cannot start a thread: {error}"))?;
+            .map_err(|error| machine(format!("cannot start a thread: {error}")))?;
         match until_ready(&is_ready, &started, control)? {
             Some(Ok(())) => Ok((interpreter, thread)),
-            Some(Err(error)) => Err(format!("cannot start {}: {error}", program.display())),
+            // In the sandbox it is the launcher that could not be started.
+            Some(Err(error)) if of.inside.is_some() => Err(machine(format!(
+                "cannot start {}: {error}",
+                program.display()
+            ))),
+            Some(Err(error)) => Err(format!("cannot start {}: {error}", program.display()).into()),
             None => Err(std::fs::read_to_string(log)
                 .ok()
                 .and_then(|text| text.lines().last().map(str::to_owned))
@@ -421,7 +433,8 @@ impl Interpreter {
                         "{} ended before it could serve api nodes",
                         program.display()
                     )
-                })),
+                })
+                .into()),
         }
     }
 
@@ -458,10 +471,11 @@ impl Interpreter {
         request: &[u8],
         surroundings: &Surroundings,
         log: &Path,
-        room: u64,
+        inside: Option<&Inside>,
         control: &Control,
-    ) -> Result<Outcome, String> {
-        let system = |error: rustix::io::Errno| format!("cannot make a pipe: {error}");
+    ) -> Result<Outcome, NotStarted> {
+        let system =
+            |error: rustix::io::Errno| NotStarted::Machine(format!("cannot make a pipe: {error}"));
         let (request_read, request_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
         let (result, result_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
         let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
@@ -478,7 +492,11 @@ impl Interpreter {
             feed();
         }
         let ended = Arc::new(Bell::new().map_err(system)?);
-        let (log, stderr) = (Log::new(log, room), Stderr::new(log)?);
+        let (log, stderr) = (Log::new(log, log_room(inside)), Stderr::new(log)?);
+        if inside.is_some() {
+            Inside::share(&stdout_write);
+            Inside::share(&stderr.given);
+        }
         let (replies, reply) = channel();
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         match lock(&self.calls).as_mut() {
@@ -512,7 +530,7 @@ impl Interpreter {
                     Some(cause) => Ok(Outcome::silent(Ending::Killed(cause))),
                     // It was asked already: nobody can tell whether the call ran.
                     None if error == INTERPRETER_GONE => Ok(lost()),
-                    None => Err(error),
+                    None => Err(error.into()),
                 };
             }
             Err(cause) => {
@@ -655,6 +673,35 @@ fn until_ready(
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
+    }
+}
+
+/// The interpreter's words: how it becomes a server of calls, on the socket with this number.
+fn command_line(
+    program: &Path,
+    extension: &Path,
+    socket: RawFd,
+    preload: &[String],
+) -> Result<Texts, NotStarted> {
+    let socket = socket.to_string();
+    let words = [
+        program.as_os_str().as_bytes(),
+        b"-c",
+        BOOTSTRAP.as_bytes(),
+        extension.as_os_str().as_bytes(),
+        socket.as_bytes(),
+    ];
+    let preload = preload.iter().map(String::as_bytes);
+    let mut args = Texts::default();
+    if words
+        .into_iter()
+        .chain(preload)
+        .all(|word| args.push(&[word]))
+    {
+        Ok(args)
+    } else {
+        let why = "python's command line would hold a zero byte".to_owned();
+        Err(why.into())
     }
 }
 

@@ -34,6 +34,8 @@ use crate::engine::state::RunState;
 use crate::executor::fence::Mode;
 use crate::template::Params;
 
+use super::own;
+
 /// The journal's format; a reader refuses others.
 const FORMAT: u32 = 1;
 
@@ -286,6 +288,9 @@ pub enum JournalError {
     /// A run was recorded here already.
     #[error("{}: a run is recorded here already; use --resume to go on with it, or another folder", .0.display())]
     Exists(PathBuf),
+    /// It, or the directory that it is in, is not the user's own.
+    #[error(transparent)]
+    NotOwn(#[from] own::NotOwn),
     /// It has no whole record.
     #[error("{}: nothing is recorded here: apscli was killed before the run had begun, and nothing was done, unless the machine went down with it; start it again in another folder", .0.display())]
     NotBegun(PathBuf),
@@ -345,6 +350,7 @@ impl Journal {
     /// Begins the journal of a new run. Only its owner can read it: parameters may be secret.
     pub fn create(dir: &Path, header: &Header) -> Result<Self, JournalError> {
         let path = path(dir);
+        own::directory(dir)?;
         let opened = File::options()
             .append(true)
             .create_new(true)
@@ -367,9 +373,10 @@ impl Journal {
     }
 
     /// Opens the journal of a killed run: its header, and its lines to be folded by
-    /// [`Recorded::fold`].
+    /// [`Recorded::fold`]. What it says is executed, so it has to be the user's own.
     pub fn open(dir: &Path) -> Result<(Self, Header, Recorded), JournalError> {
         let path = path(dir);
+        own::directory(dir)?;
         let io_error = |what, source| JournalError::Io {
             path: path.clone(),
             what,
@@ -378,8 +385,10 @@ impl Journal {
         let mut file = File::options()
             .read(true)
             .append(true)
+            .custom_flags(own::NO_LINK)
             .open(&path)
             .map_err(|source| io_error("cannot open the journal", source))?;
+        own::file(&path, &file)?;
         let own = file
             .try_clone()
             .map_err(|source| io_error("cannot open the journal", source))?;
@@ -421,12 +430,14 @@ impl Journal {
             .append(true)
             .create(true)
             .mode(0o600)
+            .custom_flags(own::NO_LINK)
             .open(&guard_path)
             .map_err(|source| JournalError::Io {
                 path: guard_path.clone(),
                 what: "cannot open the guard's lock",
                 source,
             })?;
+        own::file(&guard_path, &guard_lock)?;
         lock(&guard_lock, &guard_path, GONE_WITHIN, JournalError::NotGone)?;
         Ok(Self {
             path,

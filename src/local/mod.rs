@@ -4,6 +4,7 @@
 
 pub mod journal;
 pub mod logs;
+pub mod own;
 pub mod report;
 
 use std::collections::BTreeMap;

@@ -29,15 +29,16 @@ use crate::executor::pod::slim::SlimPod;
 use crate::executor::pod::{ANNOTATION_DECISION, FINALIZER, LABEL_RUN_UID};
 
 use super::broken;
-use super::client::{is_conflict, is_gone};
+use super::client::{is_conflict, is_final, is_gone};
 use super::context::{Context, Whose};
 use super::hub::has_finalizer;
+use super::object::{self, Pages};
 use super::resolve::Program;
 
-/// How many pods are listed at a time.
-const PODS: u32 = 500;
 /// How long a pod stays without its labels.
 const BEFORE_RELABEL: Duration = Duration::from_secs(1);
+/// How often a patch that was refused for what it is is made again, from the pod as it is by then.
+const FINAL_TRIES: u32 = 5;
 /// Longest wait between two tries of one call.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
@@ -252,7 +253,7 @@ impl Hand {
 
     /// What stands under the pod's name, asked of the API server itself and not of a cache.
     async fn find(&self, pod: &Pod) -> Result<Option<Box<Pod>>, String> {
-        let found = self.pods.get_opt(&pod.name_any()).await;
+        let found = object::get(&self.pods, &pod.name_any()).await;
         let found = found.map_err(|error| error.to_string())?;
         Ok(found.map(|found| Box::new(found.0)))
     }
@@ -276,9 +277,7 @@ impl Hand {
     /// Puts the labels of this run's pod back, if it lacks one; answers with nothing.
     pub(super) fn relabel(&self, pod: &Pod, run_uid: &str) {
         if lacks_labels(pod, run_uid) {
-            let (context, pods) = (Arc::clone(&self.context), self.pods.clone());
-            let run_uid = run_uid.to_owned();
-            tokio::spawn(relabel(context, pods, pod.metadata.clone(), run_uid));
+            relabel_later(&self.context, self.pods.clone(), &pod.metadata, run_uid);
         }
     }
 
@@ -287,7 +286,12 @@ impl Hand {
         let hand = self.clone();
         tokio::spawn(async move {
             for tries in 0.. {
-                match hand.pods.get_opt(&name).await {
+                let found = match object::get(&hand.pods, &name).await {
+                    // There can be no such pod.
+                    Err(error) if is_final(&error) => Ok(None),
+                    found => found,
+                };
+                match found {
                     Ok(found) => {
                         let found = found.map(|found| found.0);
                         let same = found.filter(|pod| pod.metadata.uid.as_ref() == Some(&uid));
@@ -308,20 +312,17 @@ impl Hand {
                 Some(namespace) => Api::namespaced(client, namespace),
                 None => return,
             };
-            let Ok(found) = runs.get_opt(&run).await else {
+            let Ok(found) = object::get(&runs, &run).await else {
                 return;
             };
             let found = found.filter(|it| it.metadata.uid.as_ref() == Some(&run_uid));
-            let mut params = of_run(&run_uid);
+            let mut pages = of_run(&run_uid);
             let mut pods = Vec::new();
             loop {
-                let Ok(page) = hand.pods.list(&params).await else {
-                    return;
-                };
-                pods.extend(page.items.into_iter().map(|pod| pod.0));
-                match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                    Some(token) => params = of_run(&run_uid).continue_token(&token),
-                    None => break,
+                match pages.next::<_, SlimPod>(&hand.pods).await {
+                    Ok(Some(page)) => pods.extend(page.into_iter().map(|pod| pod.0)),
+                    Ok(None) => break,
+                    Err(_) => return,
                 }
             }
             hand.answer(Answer::Surveyed(found.map(Box::new), pods));
@@ -339,10 +340,9 @@ impl Hand {
     }
 }
 
-/// A list of a run's pods, so many at a time.
-pub(super) fn of_run(run_uid: &str) -> ListParams {
-    let params = ListParams::default().labels(&format!("{LABEL_RUN_UID}={run_uid}"));
-    params.limit(PODS)
+/// A list of a run's pods.
+pub(super) fn of_run(run_uid: &str) -> Pages {
+    Pages::new(ListParams::default().labels(&format!("{LABEL_RUN_UID}={run_uid}")))
 }
 
 /// Deletes the pod with this UID, with its own grace, however long it takes.
@@ -368,6 +368,10 @@ pub(super) async fn delete(
         match answer {
             Ok(_) => return,
             Err(error) if is_gone(&error) => return,
+            Err(error) if is_final(&error) => {
+                tracing::error!(pod = name, %error, "cannot delete a pod");
+                return;
+            }
             Err(error) => {
                 tracing::warn!(pod = name, %error, "cannot delete a pod yet");
                 if is_of_another(pods, name, params_uid(&params).as_deref(), &error).await {
@@ -390,7 +394,7 @@ async fn is_of_another(
     if !is_conflict(error) {
         return false;
     }
-    let found = pods.get_opt(name).await;
+    let found = object::get(pods, name).await;
     found.is_ok_and(|now| now.is_none_or(|now| now.0.metadata.uid.as_deref() != uid))
 }
 
@@ -399,13 +403,26 @@ fn params_uid(params: &DeleteParams) -> Option<String> {
     params.preconditions.as_ref()?.uid.clone()
 }
 
-/// Puts the labels back by which a pod is watched and listed, should it still be there.
-pub(super) async fn relabel(
-    context: Arc<Context>,
+/// Puts the labels back by which a pod is watched and listed, by a task of its own, one for each pod.
+pub(super) fn relabel_later(
+    context: &Arc<Context>,
     pods: Api<SlimPod>,
-    pod: ObjectMeta,
-    run_uid: String,
+    pod: &ObjectMeta,
+    run_uid: &str,
 ) {
+    let uid = pod.uid.clone().unwrap_or_default();
+    let Some(turn) = context.tasks.begin("relabel", uid) else {
+        return;
+    };
+    let (context, pod, run_uid) = (Arc::clone(context), pod.clone(), run_uid.to_owned());
+    tokio::spawn(async move {
+        let _turn = turn;
+        relabel(context, pods, pod, run_uid).await;
+    });
+}
+
+/// Puts the labels back, should the pod still be there.
+async fn relabel(context: Arc<Context>, pods: Api<SlimPod>, pod: ObjectMeta, run_uid: String) {
     let (name, uid) = (pod.name.unwrap_or_default(), pod.uid);
     let patch = json!({"metadata": {"uid": uid, "labels": watched_labels(&run_uid)}});
     // Whoever takes them off at once again is not to keep us busy.
@@ -421,9 +438,8 @@ pub(super) async fn relabel(
                 tracing::warn!(pod = name, "the labels of a pod were put back");
                 return;
             }
-            // What it says of its run can be no label.
-            Err(kube::Error::Api(status)) if status.code == 422 => return,
-            Err(error) if is_gone(&error) => return,
+            // What it says of its run can be no label, or it is gone.
+            Err(error) if is_final(&error) => return,
             Err(error) => {
                 tracing::warn!(pod = name, %error, "cannot put the labels of a pod back yet");
                 if is_of_another(&pods, &name, uid.as_deref(), &error).await {
@@ -454,7 +470,10 @@ pub(super) async fn strip(
     let mut is_old = false;
     let _turn = match &mut context {
         Some((of, whose)) => {
-            let Some(turn) = of.stripping.begin(pod.uid().unwrap_or_default()) else {
+            let Some(turn) = of
+                .stripping
+                .begin("finalizer", pod.uid().unwrap_or_default())
+            else {
                 return;
             };
             let free = of.name_free(&pod);
@@ -475,7 +494,7 @@ pub(super) async fn strip(
                 None => None,
             };
             if is_old {
-                match pods.get_opt(&name).await {
+                match object::get(pods, &name).await {
                     Ok(Some(SlimPod(now))) if now.metadata.uid == pod.metadata.uid => pod = now,
                     Ok(_) => return,
                     Err(_) => {}
@@ -503,6 +522,11 @@ pub(super) async fn strip(
         match answer {
             Ok(_) => return,
             Err(error) if is_gone(&error) => return,
+            // The pod was read again, and the answer is the same: its next event asks once more.
+            Err(error) if is_final(&error) && tries >= FINAL_TRIES => {
+                tracing::error!(pod = name, %error, "cannot take the finalizer off");
+                return;
+            }
             Err(error) => {
                 if !matches!(&error, kube::Error::Api(status) if status.code == 409) {
                     tracing::warn!(pod = name, %error, "cannot take the finalizer off yet");
@@ -564,6 +588,9 @@ enum Refusal {
 impl Refusal {
     fn of(error: &kube::Error) -> Self {
         let kube::Error::Api(status) = error else {
+            if is_final(error) {
+                return Self::Never(error.to_string());
+            }
             return Self::InDoubt(format!("the API server does not answer: {error}"));
         };
         let message = status.message.clone();

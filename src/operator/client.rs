@@ -1,8 +1,10 @@
-//! The way to the API: every call is counted, has a deadline, and as a write is sent only by the
-//! leader.
+//! The way to the API: every call is counted, has a deadline, names what it is meant to name, has an
+//! answer of bounded size, and as a write is sent only by the leader.
 //!
 //! Must not retry: whoever made the call knows whether it still wants the answer. (The client's own
 //! retries are off for that reason.)
+
+mod body;
 
 use std::error::Error;
 use std::pin::Pin;
@@ -13,14 +15,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body as _;
-use http_body_util::{BodyExt, Either, Full};
+use http_body_util::{Either, Full};
 use kube::client::{Body, ClientBuilder};
 use kube::{Client, Config};
 use tokio::time::{Instant, timeout_at};
 use tower::{BoxError, Layer, Service};
 
+use crate::api::name;
+
 use super::lease::Leadership;
 use super::metrics::{Answer, Kind, Metrics};
+use body::Lines;
+pub use body::{LARGEST, TooLarge};
 
 /// How long a call for one object may take. Longer than an admission webhook's usual ten seconds,
 /// which a create has to wait for.
@@ -38,6 +44,16 @@ enum Unanswered {
         verb: &'static str,
         resource: String,
     },
+    #[error("not sent, because it names no object or collection: {verb} {resource}: {why}")]
+    Malformed {
+        verb: &'static str,
+        resource: String,
+        why: &'static str,
+    },
+    #[error("the object cannot be read: {0}")]
+    Unreadable(String),
+    #[error("the answer is not the object that was asked for: {0}")]
+    Another(String),
     #[error("no answer within {} s: {verb} {resource}", within.as_secs())]
     Deadline {
         verb: &'static str,
@@ -57,6 +73,56 @@ fn unanswered(error: &kube::Error) -> Option<&Unanswered> {
 #[must_use]
 pub fn refused(error: &kube::Error) -> bool {
     matches!(unanswered(error), Some(Unanswered::Refused { .. }))
+}
+
+/// The error of an object that is there, and cannot be read.
+#[must_use]
+pub fn unreadable(why: String) -> kube::Error {
+    kube::Error::Service(Unanswered::Unreadable(why).into())
+}
+
+/// The error of an answer that is another object than was asked for: no API server gives it, but what
+/// stands between may. So it may be asked again.
+#[must_use]
+pub fn another(what: String) -> kube::Error {
+    kube::Error::Service(Unanswered::Another(what).into())
+}
+
+/// Whether the same call can never succeed, however often it is repeated: its request cannot be
+/// built or was not sent because of what it names, the API server says that it can do nothing with
+/// it, or what stands under the name cannot be read.
+#[must_use]
+pub fn is_final(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::BuildRequest(_) | kube::Error::HttpError(_) => true,
+        kube::Error::Api(status) => matches!(status.code, 400 | 405 | 422) || is_gone(error),
+        _ => {
+            is_too_large(error)
+                || matches!(
+                    unanswered(error),
+                    Some(Unanswered::Malformed { .. } | Unanswered::Unreadable(_))
+                )
+        }
+    }
+}
+
+/// Whether an answer was larger than any is read.
+#[must_use]
+pub fn is_too_large(error: &kube::Error) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<TooLarge>() {
+            return true;
+        }
+        // An I/O error hides the error that it was made from: it names the source of that one.
+        let inner = error.downcast_ref::<std::io::Error>();
+        let inner = inner.and_then(std::io::Error::get_ref);
+        cause = match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// Whether no answer came in time. A write may have arrived all the same.
@@ -103,6 +169,10 @@ impl<S> Layer<S> for Calls {
     }
 }
 
+/// Marks a request that asks for one object, and for nothing else whatever its URL has become.
+#[derive(Clone, Copy, Debug)]
+pub struct OneObject;
+
 /// A service whose calls are counted, bounded and fenced.
 #[derive(Clone)]
 pub struct Counted<S> {
@@ -118,7 +188,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    type Response = Response<Either<Full<Bytes>, B>>;
+    type Response = Response<Either<Full<Bytes>, Lines<B>>>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -139,6 +209,16 @@ where
             let error = Unanswered::Refused {
                 verb: kind.verb,
                 resource: kind.resource,
+            };
+            return Box::pin(async move { Err(error.into()) });
+        }
+        let is_one = request.extensions().get::<OneObject>().is_some();
+        if let Err(why) = check(&kind, request.uri(), is_one) {
+            metrics.called(&kind, Answer::Refused, sent);
+            let error = Unanswered::Malformed {
+                verb: kind.verb,
+                resource: kind.resource,
+                why,
             };
             return Box::pin(async move { Err(error.into()) });
         }
@@ -173,20 +253,65 @@ where
 async fn whole<B, E>(
     answer: impl Future<Output = Result<Response<B>, E>>,
     stream: bool,
-) -> Result<Response<Either<Full<Bytes>, B>>, BoxError>
+) -> Result<Response<Either<Full<Bytes>, Lines<B>>>, BoxError>
 where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
     E: Into<BoxError>,
 {
     let (head, body) = answer.await.map_err(Into::into)?.into_parts();
-    let body = if stream {
-        Either::Right(body)
-    } else {
-        let body = body.collect().await.map_err(Into::into)?;
-        Either::Left(Full::new(body.to_bytes()))
+    let is_error = head.status.is_client_error() || head.status.is_server_error();
+    let body = match (stream, is_error) {
+        (_, true) => Either::Left(Full::new(body::of_error(body).await?)),
+        (true, false) => Either::Right(Lines::new(body)),
+        (false, false) => Either::Left(Full::new(body::whole(body).await?)),
     };
     Ok(Response::from_parts(head, body))
+}
+
+/// What queries may hold: of a GET of one object, and of a write. None of it changes what is meant.
+const OF_GET: &[&str] = &["resourceVersion"];
+const OF_WRITE: &[&str] = &["fieldManager", "fieldValidation", "force"];
+
+/// Whether a request names what its caller meant. The client library puts names into URLs as they
+/// are: this is the second net, behind [`name::check`].
+fn check(kind: &Kind, uri: &http::Uri, is_one: bool) -> Result<(), &'static str> {
+    let Some(path) = uri.path().strip_prefix('/') else {
+        return Err("expected a path that begins with `/`");
+    };
+    for segment in path.split('/') {
+        if segment.is_empty() {
+            return Err("a segment of its path is empty; expected the name of an object");
+        }
+        if name::check(segment).is_err() {
+            return Err(
+                "a segment of its path is none; expected lower case letters, digits, `-` and `.`",
+            );
+        }
+    }
+    let mut names = uri.query().unwrap_or_default().split('&');
+    let mut has_only = |allowed: &[&str]| {
+        names.all(|pair| {
+            let name = pair.split_once('=').map_or(pair, |it| it.0);
+            name.is_empty() || allowed.contains(&name)
+        })
+    };
+    let is_fine = match kind.verb {
+        "get" if is_one => !kind.resource.is_empty() && has_only(&[]),
+        _ if is_one => false,
+        "get" => has_only(OF_GET),
+        "list" | "watch" => true,
+        _ => has_only(OF_WRITE),
+    };
+    if is_fine {
+        Ok(())
+    } else if is_one {
+        Err(
+            "its query or path is none of one object; expected the path of one object, without a query",
+        )
+    } else {
+        Err("its query is none of one object; expected none")
+    }
 }
 
 /// Whether the API server says that an object is not there. A 404 without its reason is nobody's

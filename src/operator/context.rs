@@ -16,10 +16,14 @@ use kube::{Client, Resource, ResourceExt};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::api::outside::Bare;
 use crate::api::workflow_run::{RunPhase, WorkflowRun};
 use crate::catalog::cluster::{Found, NotFound};
 
+use super::client::is_final;
+use super::memory::{LargeTurns, Pool};
 use super::metrics::Metrics;
+use super::object;
 use super::options::Options;
 use super::pacer::Pacer;
 use super::service::Shelves;
@@ -69,30 +73,34 @@ pub(super) enum Whose {
     House,
 }
 
-/// The UIDs of pods that our finalizer is being taken off from. Each event of such a pod asks for it.
-#[derive(Debug, Default)]
-pub(super) struct Stripping(Mutex<BTreeSet<String>>);
+/// What is being done once at a time, by what it is and the UID of the object. Each event of an
+/// object asks for it, and a tenant can make as many events as he likes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Turns(Arc<Mutex<BTreeSet<(&'static str, String)>>>);
 
-impl Stripping {
+impl Turns {
     /// A turn to do it; none where another has it.
-    pub(super) fn begin(&self, uid: String) -> Option<StrippingTurn<'_>> {
-        let mut uids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        uids.insert(uid.clone())
-            .then(|| StrippingTurn { all: self, uid })
+    pub(super) fn begin(&self, what: &'static str, uid: String) -> Option<Turn> {
+        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let what = (what, uid);
+        begun.insert(what.clone()).then(|| Turn {
+            all: self.clone(),
+            what,
+        })
     }
 }
 
-/// The turn to take our finalizer off a pod, while it lives.
+/// The turn to do something, while it lives.
 #[derive(Debug)]
-pub(super) struct StrippingTurn<'a> {
-    all: &'a Stripping,
-    uid: String,
+pub(super) struct Turn {
+    all: Turns,
+    what: (&'static str, String),
 }
 
-impl Drop for StrippingTurn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
-        let mut uids = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
-        uids.remove(&self.uid);
+        let mut begun = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.remove(&self.what);
     }
 }
 
@@ -112,6 +120,8 @@ pub(super) struct Context {
     pub(super) chores: Semaphore,
     /// How many Events may be in flight, apart from all else: nothing waits for one.
     pub(super) events: Arc<Semaphore>,
+    /// How many may be in flight or wait for that.
+    pub(super) events_due: Arc<Semaphore>,
     pub(super) shelves: Shelves,
     pub(super) snapshots: super::snapshot::Snapshots,
     pub(super) image_volumes: super::delivery::ImageVolumes,
@@ -119,7 +129,18 @@ pub(super) struct Context {
     pub(super) clock: Clock,
     /// When names of pods may be free again, see [`Context::name_free`].
     pub(super) names_free: Instant,
-    pub(super) stripping: Stripping,
+    /// The pods that our finalizer is being taken off from.
+    pub(super) stripping: Turns,
+    /// What else is done by a task of its own, one for each object.
+    pub(super) tasks: Turns,
+    /// What runs that are not over take before it is known what they run.
+    pub(super) runs: Pool,
+    /// What takes the graphs of runs that are not over.
+    pub(super) programs: Pool,
+    /// Large templates are read one at a time.
+    pub(super) large: LargeTurns,
+    /// How many objects of unknown size are read at once for runs to begin.
+    pub(super) reads: Semaphore,
     /// Where processes are carried out.
     pub(super) runner: Option<super::runner::Runner>,
     /// This process's name in events.
@@ -163,26 +184,35 @@ impl Context {
         [turn, self.write_slot().await]
     }
 
-    /// A service of the catalogue.
+    /// A service of the catalogue; an error where what has to be read of it unfolds to more than `most`
+    /// bytes.
     pub(super) fn find(
         &self,
         fqsn: &str,
         version: Option<&str>,
         namespace: &str,
+        most: usize,
     ) -> Result<Found, NotFound> {
-        let shared = &self.options.shared_namespace;
-        self.shelves.find(fqsn, version, namespace, shared)
+        self.shelves
+            .find((fqsn, version), namespace, &self.options, most)
     }
 
     /// Asks until there is an answer: only for reads without which a run cannot go on.
-    pub(super) async fn insist<T, F>(&self, what: &str, ask: impl Fn() -> F) -> T
+    ///
+    /// # Errors
+    /// Where the same call can never succeed, see [`is_final`]: it is not repeated.
+    pub(super) async fn insist<T, F>(&self, what: &str, ask: impl Fn() -> F) -> kube::Result<T>
     where
         F: Future<Output = kube::Result<T>>,
     {
         let mut pause = Duration::from_millis(100);
         loop {
             match ask().await {
-                Ok(answer) => return answer,
+                Ok(answer) => return Ok(answer),
+                Err(error) if is_final(&error) => {
+                    tracing::warn!(%error, "cannot {what}");
+                    return Err(error);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot {what} yet");
                     tokio::time::sleep(pause).await;
@@ -192,18 +222,17 @@ impl Context {
         }
     }
 
-    /// Whether the run of a pod still goes on, asked of the API server itself.
+    /// Whether the run of a pod still goes on, asked of the API server itself. A run that can have no
+    /// such name does not, and one that cannot be read has an Error for its end.
     pub(super) async fn run_is_live(&self, namespace: &str, pod: &Pod, run_uid: &str) -> bool {
         let owners = pod.owner_references();
         let Some(owner) = owners.iter().find(|owner| owner.uid == run_uid) else {
             return false;
         };
         let runs: Api<WorkflowRun> = Api::namespaced(self.client.clone(), namespace);
-        match self
-            .insist("look for a pod's run", || runs.get_opt(&owner.name))
-            .await
-        {
-            Some(run) if run.metadata.uid.as_deref() == Some(run_uid) => {
+        let found = self.insist("look for a pod's run", || object::get(&runs, &owner.name));
+        match found.await {
+            Ok(Some(run)) if run.metadata.uid.as_deref() == Some(run_uid) => {
                 let phase = run
                     .status
                     .and_then(|status| status.phase)
@@ -272,7 +301,12 @@ impl Context {
         };
         let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         let turns = Arc::clone(&self.events);
+        let Ok(due) = Arc::clone(&self.events_due).try_acquire_owned() else {
+            tracing::debug!(reason, "too many events are due; this one is dropped");
+            return;
+        };
         tokio::spawn(async move {
+            let _due = due;
             let _turn = turns.acquire().await;
             if let Err(error) = events.create(&PostParams::default(), &event).await {
                 tracing::debug!(%error, "an event could not be made");
@@ -281,16 +315,14 @@ impl Context {
     }
 
     /// A run that cannot be read: it says so, and nobody else is stopped.
-    pub(super) fn refuse_unreadable(&self, invalid: &InvalidObject) {
+    pub(super) fn refuse_unreadable(self: &Arc<Self>, invalid: &InvalidObject) {
         let name = invalid.metadata.name.clone().unwrap_or_default();
         let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
         tracing::error!(namespace, name, error = %invalid.error, "a WorkflowRun cannot be read");
         let message = format!("the run cannot be read: {}", invalid.error);
-        let runs: Api<kube::api::DynamicObject> = Api::namespaced_with(
-            self.client.clone(),
-            &namespace,
-            &kube::api::ApiResource::erase::<WorkflowRun>(&()),
-        );
+        // Neither the run nor the answer to a write can be read as a whole.
+        let runs: Api<Bare<WorkflowRun>> = Api::namespaced(self.client.clone(), &namespace);
+        let context = Arc::clone(self);
         let (uid, generation) = (invalid.metadata.uid.clone(), invalid.metadata.generation);
         let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(self.clock.now());
         let status = serde_json::json!({
@@ -308,11 +340,13 @@ impl Context {
         tokio::spawn(async move {
             let params = kube::api::PatchParams::default();
             for tries in 0..TRIES {
-                let said = match runs.get_opt(&name).await {
+                // There may be thousands of them, and nothing waits for this.
+                let slots = context.slots(Whose::House).await;
+                let said = match object::look::<_, Bare<WorkflowRun>>(&runs, &name).await {
                     Ok(Some(now))
                         if now.metadata.uid == uid && now.metadata.generation == generation =>
                     {
-                        let said = now.data.pointer("/status/message");
+                        let said = now.status.as_ref().and_then(|it| it.get("message"));
                         if said.and_then(serde_json::Value::as_str) == Some(&*message) {
                             // By an earlier operator, or by us, and the answer was lost.
                             return;
@@ -327,8 +361,12 @@ impl Context {
                     Ok(_) => return,
                     Err(error) => Err(error),
                 };
+                drop(slots);
                 let Err(error) = said else { return };
                 tracing::warn!(name, %error, "cannot say of a run that it cannot be read");
+                if is_final(&error) {
+                    return;
+                }
                 tokio::time::sleep(super::apply::pause(tries)).await;
             }
         });

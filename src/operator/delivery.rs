@@ -13,8 +13,10 @@ use kube::{Client, ResourceExt};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::api::outside::Outside;
 use crate::executor::pod::build::Delivery;
 
+use super::object::Pages;
 use super::options::{self, Options};
 
 /// How long an answer counts: nodes come and go.
@@ -81,19 +83,23 @@ impl ImageVolumes {
 /// Why not every node can mount images, in words; none: each can.
 async fn lacking(client: &Client) -> kube::Result<Option<String>> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let mut params = ListParams::default().limit(PAGE);
+    let mut pages = Pages::new(ListParams::default()).at_most(PAGE);
     let mut seen = false;
-    loop {
-        let page = nodes.list(&params).await?;
-        seen |= !page.items.is_empty();
-        if let Some(why) = page.items.iter().find_map(cannot) {
-            return Ok(Some(why));
-        }
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => return Ok((!seen).then(|| "the cluster has no nodes".to_owned())),
+    while let Some(page) = pages.next::<_, Outside<Node>>(&nodes).await? {
+        seen |= !page.is_empty();
+        let why = page.iter().find_map(|node| match &node.0 {
+            Ok(node) => cannot(node),
+            Err(invalid) => Some(format!(
+                "the node {} cannot be read: {}",
+                node.name_any(),
+                invalid.error
+            )),
+        });
+        if why.is_some() {
+            return Ok(why);
         }
     }
+    Ok((!seen).then(|| "the cluster has no nodes".to_owned()))
 }
 
 /// Why this node cannot mount images, in words; none: it can.

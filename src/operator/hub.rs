@@ -18,21 +18,23 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, Preconditions, PropagationPolicy};
-use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
+use crate::api::outside::{Bare, Outside};
 use crate::api::workflow_run::{PodRetention, RunPhase, WorkflowRun};
 use crate::executor::pod::slim::SlimPod;
 use crate::executor::pod::{CONTAINER, FINALIZER, LABEL_RUN_UID};
 
-use super::client::{is_conflict, is_gone};
+use super::client::{is_conflict, is_final, is_gone, is_too_large};
 use super::context::{Context, Whose};
 use super::health::{Health, Need, Pulse};
-use super::{apply, workflow_run};
+use super::memory::Charge;
+use super::object::{self, Pages};
+use super::{apply, resolve, workflow_run};
 
 /// How long a watch may be silent before it is begun anew: a connection that is half open is
 /// noticed within this time and the five seconds that the client adds.
@@ -48,9 +50,6 @@ const SILENCE: Duration = Duration::from_mins(1);
 /// What the hub needs to know before it works, as readiness names it.
 pub(super) const RUNS: &str = "the list of runs";
 pub(super) const PODS: &str = "the list of pods";
-
-/// How many objects are asked for at once.
-const PAGE: u32 = 500;
 
 /// How often pods are looked through after runs have ended or gone: whoever deletes their pods may
 /// come to it late.
@@ -98,7 +97,7 @@ pub(super) type Place = usize;
 /// weight.
 #[allow(clippy::large_enum_variant)]
 pub(super) enum Incoming {
-    Run(Place, Event<DeserializeGuard<WorkflowRun>>),
+    Run(Place, Event<Outside<WorkflowRun>>),
     Pod(Place, Event<SlimPod>),
     /// A run's task has come to its end, with the run as it is then where it is over, and with
     /// the news that it has not read.
@@ -112,7 +111,9 @@ pub(super) enum Incoming {
     /// All of these were told.
     Surveyed,
     /// A run that no watch had told of.
-    Untold(Place, DeserializeGuard<WorkflowRun>),
+    Untold(Place, Outside<WorkflowRun>),
+    /// A run that waits for room, as it is now; none: it could not be read, or is gone.
+    Waited(String, Option<Outside<WorkflowRun>>),
 }
 
 /// A run that exists.
@@ -148,6 +149,19 @@ struct Lists {
     early: Vec<(News, bool)>,
 }
 
+/// A run for which there was no room in its namespace's share of the memory.
+struct Parked {
+    place: Place,
+    namespace: String,
+    name: String,
+    bytes: usize,
+    /// Whether it is being read.
+    asked: bool,
+}
+
+/// How many runs that wait for room are read at once.
+const UNPARKED: usize = 8;
+
 /// A run that is over and will be deleted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Expiring {
@@ -168,6 +182,8 @@ pub(super) struct Hub {
     context: Arc<Context>,
     known: BTreeMap<String, Known>,
     live: BTreeMap<String, Live>,
+    /// Runs that wait for room, by UID.
+    parked: BTreeMap<String, Parked>,
     /// Runs that exist and are over.
     over: BTreeMap<String, Over>,
     expiring: BTreeSet<Expiring>,
@@ -205,15 +221,16 @@ where
     if let Some(labels) = labels {
         config = config.labels(labels);
     }
-    let begin = move || watcher(api.clone(), config.clone()).boxed();
-    let begun = (begin(), None, health.clone(), 0);
+    let begin = move |page| watcher(api.clone(), config.clone().page_size(page)).boxed();
+    let state = (0, object::PAGE, Losses::default());
+    let begun = (begin(object::PAGE), None, health.clone(), state);
     futures::stream::unfold((begin, begun), move |(begin, begun)| async move {
-        let (mut events, mut again, health, mut failures) = begun;
+        let (mut events, mut again, health, (mut failures, mut page, mut losses)) = begun;
         loop {
             let event = tokio::select! {
                 event = events.next() => event?,
                 () = at(again) => {
-                    (events, again) = (begin(), None);
+                    (events, again) = (begin(page), None);
                     continue;
                 }
             };
@@ -230,15 +247,34 @@ where
                     if !matches!(event, Event::Init) {
                         failures = 0;
                     }
-                    return Some((event, (begin, (events, again, health, failures))));
+                    return Some((
+                        event,
+                        (begin, (events, again, health, (failures, page, losses))),
+                    ));
+                }
+                Err(watcher::Error::InitialListFailed(error))
+                    if is_too_large(&error) && page > 1 =>
+                {
+                    page = object::smaller(page);
+                    tracing::warn!(
+                        page,
+                        "{what}: a page of the list was too large; it is listed again in smaller ones"
+                    );
+                    events = begin(page);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "{what}: a watch was broken off; it is begun anew");
                     health.because(what, &error.to_string());
-                    tokio::time::sleep(apply::pause(failures + FIRST_PAUSE)).await;
+                    let is_lost = is_lost(&error);
+                    let tries = if is_lost {
+                        failures.max(losses.next())
+                    } else {
+                        failures
+                    };
+                    tokio::time::sleep(apply::pause(tries + FIRST_PAUSE)).await;
                     failures += 1;
-                    if is_too_old(&error) {
-                        events = begin();
+                    if is_lost {
+                        events = begin(page);
                     }
                 }
             }
@@ -246,11 +282,47 @@ where
     })
 }
 
-/// Whether the version that a watch was to go on from is forgotten. A watcher lists anew where an
-/// event says so; where the answer itself does, it would ask for the same version for ever.
-fn is_too_old(error: &watcher::Error) -> bool {
+/// How often a watch was lost of late. The list that comes after each is no sign that the next watch
+/// goes well.
+#[derive(Clone, Copy, Debug, Default)]
+struct Losses {
+    last: Option<Instant>,
+    count: u32,
+}
+
+impl Losses {
+    /// A watch that was well for so long begins from nothing.
+    const FORGOTTEN: Duration = Duration::from_mins(5);
+
+    /// Counts one; gives how many there were before.
+    fn next(&mut self) -> u32 {
+        let now = Instant::now();
+        let before = match self.last {
+            Some(last) if now - last < Self::FORGOTTEN => self.count,
+            _ => 0,
+        };
+        self.last = Some(now);
+        self.count = before.saturating_add(1);
+        before
+    }
+}
+
+/// Whether a watch cannot go on from where it was, so that everything has to be listed again. Its
+/// version may be forgotten: a watcher lists again where an event says so; where the answer itself
+/// does, it would ask for the same version for ever. Or an event cannot be read: what it told of would
+/// never be known, or, where it is larger than any that is read, be told of again for ever.
+fn is_lost(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
+        // What is JSON and no event is taken for an error of the server.
+        watcher::Error::WatchFailed(
+            kube::Error::SerdeError(_)
+            | kube::Error::Api(_)
+            | kube::Error::LinesCodecMaxLineLengthExceeded,
+        )
+        // An event of an object without metadata. The watcher itself lists again, and at once.
+        | watcher::Error::NoResourceVersion => true,
+        watcher::Error::WatchFailed(error) => is_too_large(error),
         _ => false,
     }
 }
@@ -270,10 +342,13 @@ async fn unbroken(
     mut run: Arc<WorkflowRun>,
     mut old: bool,
     news: &mut UnboundedReceiver<Told>,
+    mut charge: Charge,
 ) -> Option<Arc<WorkflowRun>> {
     let namespace = run.namespace().unwrap_or_default();
+    let (name, uid) = (run.name_any(), run.metadata.uid.clone());
     for tries in 0.. {
-        let work = workflow_run::drive(Arc::clone(context), Arc::clone(&run), old, news);
+        // It is not kept here: what it is to run is large.
+        let work = workflow_run::drive(Arc::clone(context), run, old, news, &mut charge);
         let work = std::panic::AssertUnwindSafe(work);
         if let Ok(over) = futures::FutureExt::catch_unwind(work).await {
             return over;
@@ -281,11 +356,9 @@ async fn unbroken(
         tracing::error!("the run's task broke down; this is a bug of apscli");
         tokio::time::sleep(apply::pause(tries + 3)).await;
         let runs: Api<WorkflowRun> = Api::namespaced(context.client.clone(), &namespace);
-        let name = run.name_any();
-        let now = context
-            .insist("read a run again", || runs.get_opt(&name))
-            .await?;
-        if now.metadata.uid != run.metadata.uid {
+        let now = context.insist("read a run again", || object::get(&runs, &name));
+        let now = now.await.ok()??;
+        if now.metadata.uid != uid {
             return None;
         }
         run = Arc::new(now);
@@ -301,17 +374,13 @@ async fn look_through<K>(
     mut see: impl FnMut(Vec<ObjectMeta>),
 ) -> kube::Result<()>
 where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    K: Resource + Clone,
 {
-    let mut params = all.clone();
-    loop {
-        let page = api.list_metadata(&params).await?;
-        see(page.items.into_iter().map(|it| it.metadata).collect());
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = all.clone().continue_token(&token),
-            None => return Ok(()),
-        }
+    let mut pages = Pages::of_metadata(all.clone());
+    while let Some(page) = pages.next::<K, Bare<K>>(api).await? {
+        see(page.into_iter().map(|it| it.metadata).collect());
     }
+    Ok(())
 }
 
 /// Whether a pod was made for this run, as far as that can be told.
@@ -366,6 +435,7 @@ impl Hub {
             context,
             known: BTreeMap::new(),
             live: BTreeMap::new(),
+            parked: BTreeMap::new(),
             over: BTreeMap::new(),
             expiring: BTreeSet::new(),
             gone: VecDeque::new(),
@@ -389,6 +459,7 @@ impl Hub {
         mut finished: UnboundedReceiver<Incoming>,
     ) {
         let mut beat = tokio::time::interval(SILENCE / 6);
+        let context = Arc::clone(&self.context);
         loop {
             let expires = self.expiring.first().map(|it| it.at);
             let (look_through, survey) = (self.look_through, self.survey);
@@ -400,6 +471,11 @@ impl Hub {
                 Some(news) = finished.recv() => news,
                 _ = beat.tick() => {
                     self.pulse.beat();
+                    self.unpark();
+                    continue;
+                }
+                () = context.runs.freed(), if !self.parked.is_empty() => {
+                    self.unpark();
                     continue;
                 }
                 () = at(expires) => {
@@ -442,6 +518,15 @@ impl Hub {
                         self.run_applied(place, run, true);
                     }
                 }
+                Incoming::Waited(uid, run) => {
+                    if let Some(parked) = self.parked.get_mut(&uid) {
+                        parked.asked = false;
+                        let place = parked.place;
+                        if let Some(run) = run {
+                            self.run_applied(place, run, true);
+                        }
+                    }
+                }
                 Incoming::Over(uid, run, mut unread) => {
                     self.live.remove(&uid);
                     match (run, self.known.get_mut(&uid)) {
@@ -459,7 +544,7 @@ impl Hub {
         }
     }
 
-    fn on_run(&mut self, place: Place, event: Event<DeserializeGuard<WorkflowRun>>) {
+    fn on_run(&mut self, place: Place, event: Event<Outside<WorkflowRun>>) {
         match event {
             Event::Init => self.lists.entry(place).or_default().runs = Some(BTreeSet::new()),
             Event::InitApply(run) => {
@@ -501,7 +586,7 @@ impl Hub {
 
     /// `listed`: the run may have been there before this operator looked, and somebody may have
     /// begun it.
-    fn run_applied(&mut self, place: Place, run: DeserializeGuard<WorkflowRun>, listed: bool) {
+    fn run_applied(&mut self, place: Place, run: Outside<WorkflowRun>, listed: bool) {
         let Some(uid) = run.meta().uid.clone() else {
             return;
         };
@@ -526,7 +611,7 @@ impl Hub {
         known.going |= run.meta().deletion_timestamp.is_some();
         let going = known.going;
         let run = match run.0 {
-            Ok(run) => Arc::new(run),
+            Ok(run) => run,
             Err(invalid) => {
                 // Said once: the saying itself makes news. Of a run that was begun, its own task
                 // knows better.
@@ -546,10 +631,13 @@ impl Hub {
             .metrics
             .run_moved(Some(before.as_str()), Some(phase.as_str()));
         if let Some(live) = self.live.get(&uid) {
+            // It has its content, which cannot change.
+            let run = Arc::new(resolve::without_content(run));
             let _ = live.inbox.send(News::Run(run).into());
             return;
         }
         if phase.is_final() {
+            self.parked.remove(&uid);
             self.is_over(uid, &run);
             return;
         }
@@ -558,17 +646,79 @@ impl Hub {
             return;
         }
         let begun = status.is_some_and(|status| status.start_time.is_some());
-        self.begin(place, uid, run, listed || begun);
+        let old = listed || begun;
+        self.begin_or_park(place, uid, run, old);
     }
 
-    fn begin(&mut self, place: Place, uid: String, run: Arc<WorkflowRun>, old: bool) {
+    /// Begins a run where its namespace's share of the memory has room for it.
+    fn begin_or_park(&mut self, place: Place, uid: String, run: WorkflowRun, old: bool) {
+        let pool = &self.context.runs;
+        let namespace = run.namespace().unwrap_or_default();
+        let bytes = resolve::size(&run);
+        if let Some(charge) = pool.take(&namespace, bytes) {
+            self.parked.remove(&uid);
+            self.begin(place, uid, Arc::new(run), old, charge);
+            return;
+        }
+        let is_new = !self.parked.contains_key(&uid);
+        let name = run.name_any();
+        let parked = Parked {
+            place,
+            namespace,
+            name,
+            bytes,
+            asked: false,
+        };
+        if is_new {
+            let why = pool.refusal(&parked.namespace, bytes);
+            tracing::warn!(
+                namespace = parked.namespace,
+                run = parked.name,
+                why,
+                "a run waits for room"
+            );
+            let note = format!("the run waits: {why}");
+            self.context.tell(&run, "TooLarge", &note, true);
+        }
+        self.parked.insert(uid, parked);
+    }
+
+    /// Reads runs for which there is room by now.
+    fn unpark(&mut self) {
+        let context = Arc::clone(&self.context);
+        let asked = self.parked.values().filter(|parked| parked.asked).count();
+        let waiting = self.parked.iter_mut().filter(|(_, parked)| {
+            !parked.asked && context.runs.has_room(&parked.namespace, parked.bytes)
+        });
+        for (uid, parked) in waiting.take(UNPARKED.saturating_sub(asked)) {
+            parked.asked = true;
+            let (context, done) = (Arc::clone(&context), self.done.clone());
+            let (uid, name) = (uid.clone(), parked.name.clone());
+            let runs: Api<WorkflowRun> = Api::namespaced(context.client.clone(), &parked.namespace);
+            tokio::spawn(async move {
+                let found = object::look::<_, Outside<WorkflowRun>>(&runs, &name).await;
+                let found = found.ok().flatten();
+                let found = found.filter(|found| found.meta().uid.as_ref() == Some(&uid));
+                let _ = done.send(Incoming::Waited(uid, found));
+            });
+        }
+    }
+
+    fn begin(
+        &mut self,
+        place: Place,
+        uid: String,
+        run: Arc<WorkflowRun>,
+        old: bool,
+        charge: Charge,
+    ) {
         let (inbox, mut news) = unbounded_channel();
         let (context, done) = (Arc::clone(&self.context), self.done.clone());
         let span = tracing::info_span!("run", namespace = run.namespace(), name = run.name_any());
         let task = uid.clone();
         tokio::spawn(tracing::Instrument::instrument(
             async move {
-                let over = unbroken(&context, run, old, &mut news).await;
+                let over = unbroken(&context, run, old, &mut news, charge).await;
                 let _ = done.send(Incoming::Over(task, over, news));
             },
             span,
@@ -585,13 +735,17 @@ impl Hub {
         let (context, done) = (Arc::clone(&self.context), self.done.clone());
         let runs: Api<WorkflowRun> = Api::namespaced(context.client.clone(), &known.namespace);
         let name = known.name.clone();
+        let Some(turn) = context.tasks.begin("missing run", uid.clone()) else {
+            return;
+        };
         tokio::spawn(async move {
+            let _turn = turn;
             let found = context
                 .insist("look for a run that a list did not have", || {
-                    runs.get_metadata_opt(&name)
+                    object::metadata(&runs, &name)
                 })
                 .await;
-            if found.and_then(|found| found.metadata.uid) != Some(uid.clone()) {
+            if found.ok().flatten().and_then(|found| found.uid) != Some(uid.clone()) {
                 let _ = done.send(Incoming::Vanished(uid));
             }
         });
@@ -606,6 +760,7 @@ impl Hub {
         if let Some(live) = self.live.remove(uid) {
             let _ = live.inbox.send(News::Gone.into());
         }
+        self.parked.remove(uid);
         if let Some(expiring) = self.over.remove(uid).and_then(|over| over.expiring) {
             self.expiring.remove(&expiring);
         }
@@ -664,12 +819,7 @@ impl Hub {
                 self.context.client.clone(),
                 &pod.namespace().unwrap_or_default(),
             );
-            tokio::spawn(apply::relabel(
-                Arc::clone(&self.context),
-                pods,
-                pod.metadata.clone(),
-                uid.clone(),
-            ));
+            apply::relabel_later(&self.context, pods, &pod.metadata, uid);
         }
         let lists = self.lists.entry(place).or_default();
         if let Some(live) = self.live.get(uid) {
@@ -712,21 +862,26 @@ impl Hub {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let pod_uid = pod.uid();
         if has_ended(pod) {
-            if let (true, PodRetention::Never, Some(uid)) = (listed, over.retention, pod_uid) {
+            if let (true, PodRetention::Never, Some(uid)) = (listed, over.retention, pod_uid)
+                && let Some(turn) = self.turn("reap", pod)
+            {
                 let pods = Api::namespaced(context.client.clone(), &namespace);
                 tokio::spawn(async move {
+                    let _turn = turn;
                     apply::delete(&context, Whose::House, &pods, &name, uid).await;
                 });
             }
             return;
         }
+        let Some(turn) = self.turn("reap", pod) else {
+            return;
+        };
         tokio::spawn(async move {
+            let _turn = turn;
             // The watch of pods may lag behind: what has ended stays, for its log.
             let pods: Api<SlimPod> = Api::namespaced(context.client.clone(), &namespace);
-            let now = context
-                .insist("look at a pod", || pods.get_opt(&name))
-                .await;
-            if let Some(SlimPod(now)) = now
+            let now = context.insist("look at a pod", || object::get(&pods, &name));
+            if let Ok(Some(SlimPod(now))) = now.await
                 && now.uid() == pod_uid
                 && is_of(&now, &uid)
                 && !has_ended(&now)
@@ -746,8 +901,12 @@ impl Hub {
         }
         let uid = self.run_of(pod).cloned().unwrap_or_default();
         let known_over = self.over.contains_key(&uid) || self.gone.contains(&uid);
+        let Some(turn) = self.turn("strip", pod) else {
+            return;
+        };
         let (context, pod) = (Arc::clone(&self.context), pod.clone());
         tokio::spawn(async move {
+            let _turn = turn;
             let namespace = pod.namespace().unwrap_or_default();
             // The watch of runs may lag behind that of pods: a run that is not known is asked for.
             if !known_over && context.run_is_live(&namespace, &pod, &uid).await {
@@ -756,6 +915,12 @@ impl Hub {
             let pods = Api::namespaced(context.client.clone(), &namespace);
             apply::strip(&pods, pod, Some((&context, Whose::House))).await;
         });
+    }
+
+    /// The turn to do this to a pod; none while it is being done: each event of the pod asks for it.
+    fn turn(&self, what: &'static str, pod: &Pod) -> Option<super::context::Turn> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        self.context.tasks.begin(what, uid)
     }
 
     /// When to ask again for what no watch may have told.
@@ -773,10 +938,14 @@ impl Hub {
     /// Asks for all pods of this operator's runs, in pages.
     fn look_for_held(&self) {
         let (context, done) = (Arc::clone(&self.context), self.done.clone());
+        // One that does not come to an end is not joined by others.
+        let Some(turn) = context.tasks.begin("look through pods", String::new()) else {
+            return;
+        };
         tokio::spawn(async move {
+            let _turn = turn;
             let options = &context.options;
             let ours = ListParams::default().labels(&super::pod_labels(options));
-            let ours = ours.limit(PAGE);
             let see = |page: Vec<ObjectMeta>| {
                 let pods = page.into_iter().map(|metadata| Pod {
                     metadata,
@@ -811,7 +980,7 @@ impl Hub {
                 let mut answer = look_through(&runs, &unfinished, see).await;
                 if matches!(&answer, Err(kube::Error::Api(status)) if status.code == 400) {
                     // An API server before 1.31 knows no such field.
-                    let every = ListParams::default().limit(PAGE);
+                    let every = ListParams::default();
                     answer = look_through(&runs, &every, see).await;
                 }
                 if let Err(error) = answer {
@@ -838,9 +1007,9 @@ impl Hub {
         tokio::spawn(async move {
             for run in runs {
                 let namespace = run.namespace.unwrap_or_default();
-                let api: Api<DeserializeGuard<WorkflowRun>> =
-                    Api::namespaced(context.client.clone(), &namespace);
-                let found = api.get_opt(&run.name.unwrap_or_default()).await;
+                let api: Api<WorkflowRun> = Api::namespaced(context.client.clone(), &namespace);
+                let name = run.name.unwrap_or_default();
+                let found = object::look::<_, Outside<WorkflowRun>>(&api, &name).await;
                 if let Ok(Some(found)) = found
                     && found.meta().uid == run.uid
                 {
@@ -891,7 +1060,11 @@ impl Hub {
                 return;
             };
             let context = Arc::clone(&self.context);
+            let Some(turn) = context.tasks.begin("expire", expired.uid.clone()) else {
+                continue;
+            };
             tokio::spawn(async move {
+                let _turn = turn;
                 let runs: Api<WorkflowRun> =
                     Api::namespaced(context.client.clone(), &expired.namespace);
                 let params = DeleteParams {
@@ -913,11 +1086,15 @@ impl Hub {
                             return;
                         }
                         Err(error) if is_gone(&error) => return,
+                        Err(error) if is_final(&error) => {
+                            tracing::error!(run = expired.name, %error, "cannot delete an expired run");
+                            return;
+                        }
                         Err(error) => {
                             // A conflict may be that of the precondition, or any other.
                             if is_conflict(&error)
-                                && let Ok(now) = runs.get_opt(&expired.name).await
-                                && now.is_none_or(|now| now.uid().as_ref() != Some(&expired.uid))
+                                && let Ok(now) = object::metadata(&runs, &expired.name).await
+                                && now.is_none_or(|now| now.uid.as_ref() != Some(&expired.uid))
                             {
                                 return;
                             }

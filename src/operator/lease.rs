@@ -25,6 +25,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{error, info, warn};
 
+use super::object;
+
 /// How long things take. Whoever shares a Lease should share these too.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -549,7 +551,7 @@ impl Holder {
     }
 
     async fn look(&self) -> Result<Option<coordination::Lease>, String> {
-        match self.call(self.api.get_opt(&self.name)).await {
+        match self.call(object::get(&self.api, &self.name)).await {
             Ok(found) => Ok(found),
             Err(Trouble::Precondition) => Err("a read met a conflict".to_owned()),
             Err(Trouble::Gone(why) | Trouble::Other(why)) => Err(why),

@@ -72,6 +72,11 @@ struct Phase {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Cache {
+    cache: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Resource {
     resource: &'static str,
 }
@@ -89,6 +94,7 @@ pub struct Metrics {
     sent: Family<Kind, Counter>,
     queue: Histogram,
     handoff: Histogram,
+    caches: Family<Cache, Gauge>,
 }
 
 /// From 1 ms, doubled up to 33 s: what a person or a chain of nodes waits for.
@@ -125,6 +131,7 @@ impl Default for Metrics {
             sent: Family::default(),
             queue: waits(),
             handoff: handoffs(),
+            caches: Family::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -171,6 +178,12 @@ impl Default for Metrics {
             "Times from the news that a node's pod has ended to sending the next pod's creation",
             Unit::Seconds,
             metrics.handoff.clone(),
+        );
+        registry.register_with_unit(
+            "cache",
+            "Memory that what is held takes, approximately, by cache",
+            Unit::Bytes,
+            metrics.caches.clone(),
         );
         Self {
             registry,
@@ -262,6 +275,12 @@ impl Metrics {
         self.queue.observe(waited.as_secs_f64());
     }
 
+    /// A cache (`runs`, `programs`, `catalog`, `shared_catalog`) holds so many bytes.
+    pub fn cache_holds(&self, cache: &'static str, bytes: usize) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.caches.get_or_create(&Cache { cache }).set(bytes);
+    }
+
     /// So long after the news that a pod has ended, the creation of a dependant's was sent.
     pub fn handed_off(&self, took: Duration) {
         self.handoff.observe(took.as_secs_f64());
@@ -283,6 +302,7 @@ mod tests {
         metrics.turned("workflowruns", Duration::from_micros(50));
         metrics.queued(Duration::from_millis(3));
         metrics.handed_off(Duration::from_millis(7));
+        metrics.cache_holds("runs", 4096);
         let kind = Kind {
             verb: "create",
             group: String::new(),
@@ -301,6 +321,7 @@ mod tests {
             "apscli_node_duration_seconds_bucket{le=\"1.0\",phase=\"Succeeded\"} 1",
             "apscli_node_duration_seconds_sum{phase=\"Succeeded\"} 0.3",
             "apscli_reconcile_seconds_count{resource=\"workflowruns\"} 1",
+            "apscli_cache_bytes{cache=\"runs\"} 4096",
             "apscli_write_queue_seconds_sum 0.003",
             "apscli_handoff_seconds_bucket{le=\"0.008\"} 1",
             "apscli_handoff_seconds_bucket{le=\"0.004\"} 0",

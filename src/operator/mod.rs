@@ -18,7 +18,9 @@ mod floor;
 pub mod health;
 mod hub;
 pub mod lease;
+mod memory;
 pub mod metrics;
+pub mod object;
 pub mod options;
 mod pacer;
 pub mod past;
@@ -40,12 +42,12 @@ use std::time::Duration;
 
 use futures::stream::{SelectAll, StreamExt};
 use kube::api::Api;
-use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Client, Config, Resource};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::api::outside::Outside;
 use crate::api::{LABEL_MANAGED_BY, MANAGED_BY};
 use crate::executor::pod::slim::SlimPod;
 
@@ -58,6 +60,12 @@ use options::{Options, Scope, Shard};
 
 /// How many Events may be in flight.
 const EVENTS: usize = 16;
+
+/// How many objects of unknown size are read at once for runs to begin: each may take some MiB until
+/// it is known how large it is.
+const READS: usize = 16;
+/// How many Events may wait for that. More are dropped: the status says the same.
+const EVENTS_DUE: usize = 1000;
 
 /// How long a new leader keeps the names of pods taken. A request that an API server has read is
 /// over after a minute, unless that server is told otherwise (`--request-timeout`).
@@ -161,14 +169,23 @@ async fn work_with(
     instance: String,
     runner: Option<runner::Runner>,
 ) {
-    let (shelves, services) = service::start(&client, &options, health);
+    let (shelves, services) = service::start(&client, &options, health, &metrics);
+    // The rest is the catalogue's.
+    let pool = |cache, twelfths| {
+        memory::Pool::new(cache, options.cache / 12 * twelfths, Arc::clone(&metrics))
+    };
     let context = Arc::new(Context {
+        runs: pool("runs", 2),
+        programs: pool("programs", 5),
+        large: memory::LargeTurns::default(),
+        reads: Semaphore::new(READS),
         client: client.clone(),
         writes: Arc::new(Semaphore::new(options.max_writes.get())),
         pacer: pacer::Pacer::default(),
         tells: Semaphore::new(options.max_writes.get().div_ceil(4)),
         chores: Semaphore::new(options.max_writes.get().div_ceil(4)),
         events: Arc::new(Semaphore::new(EVENTS)),
+        events_due: Arc::new(Semaphore::new(EVENTS_DUE)),
         shelves,
         snapshots: snapshot::Snapshots::default(),
         image_volumes: delivery::ImageVolumes::default(),
@@ -179,7 +196,8 @@ async fn work_with(
             Some(_) if !broken::rule("10") => Instant::now() + NAMES_KEPT,
             _ => Instant::now(),
         },
-        stripping: context::Stripping::default(),
+        stripping: context::Turns::default(),
+        tasks: context::Turns::default(),
         runner,
         instance,
         options,
@@ -218,7 +236,7 @@ async fn work_with(
 }
 
 /// Whether what an event is of cannot be read.
-fn is_unreadable<K>(event: &Event<DeserializeGuard<K>>) -> bool {
+fn is_unreadable<K>(event: &Event<Outside<K>>) -> bool {
     match event {
         Event::Apply(it) | Event::InitApply(it) | Event::Delete(it) => it.0.is_err(),
         Event::Init | Event::InitDone => false,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::catalog::cluster::LabelledMaps;
 use crate::executor::pod::LABEL_BUCKET;
 use crate::executor::pod::build::{BUCKETS, bucket};
 
@@ -18,6 +19,8 @@ pub struct Options {
     pub scope: Scope,
     /// Where the catalogue that all namespaces share is.
     pub shared_namespace: String,
+    /// Which labelled `ConfigMaps` count as catalogs.
+    pub catalog_config_maps: LabelledMaps,
     /// The Lease by which replicas agree on one that works; none where there is one replica only.
     pub election: Option<Election>,
     /// Which part of the runs is this operator's.
@@ -30,7 +33,7 @@ pub struct Options {
     /// copied.
     pub delivery: Option<Delivery>,
     /// The service accounts that a run may name, beside the one it gets when it names none.
-    pub service_accounts: Vec<String>,
+    pub service_accounts: Vec<AllowedAccount>,
     /// How long a finished run stays that says nothing about it; none: until it is deleted.
     pub default_ttl: Option<Duration>,
     /// How many creations and deletions of pods are in flight at once.
@@ -38,6 +41,9 @@ pub struct Options {
     /// How long a run may hear nothing of a pod that runs before it asks: a watch can miss an end.
     /// As often it is asked for runs that are not known, and the catalogue is listed anew.
     pub resync: Duration,
+    /// Most memory for what is held of runs and of the catalogue, in bytes; approximate. The process
+    /// needs about 250 MiB beside it.
+    pub cache: usize,
     /// Whose nodes may be processes beside the operator.
     pub processes: Processes,
     /// Where those are carried out; none: nowhere.
@@ -53,6 +59,9 @@ pub struct Processes {
     /// Services of the shared namespace that may wherever they run: FQSNs in which `*` stands for
     /// anything. (A service that a namespace makes for itself is that namespace's.)
     pub services: Vec<String>,
+    /// Whether a service may give its processes a network: TCP and UDP from the operator's machine,
+    /// where clouds have their metadata services and loopback is the operator's.
+    pub network: bool,
 }
 
 impl Processes {
@@ -83,6 +92,61 @@ fn matches(pattern: &str, name: &str) -> bool {
         }
     }
     rest.ends_with(last)
+}
+
+/// A service account that runs may name. Credentials of clouds are often bound to an account's
+/// name, whether or not its token is mounted; so a name alone does not say enough.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedAccount {
+    /// The namespace in which they may; none: in every one.
+    pub namespace: Option<String>,
+    /// The account's name.
+    pub name: String,
+}
+
+impl AllowedAccount {
+    /// Whether a run of this namespace may name this account.
+    #[must_use]
+    pub fn allows(&self, namespace: &str, account: &str) -> bool {
+        self.name == account && self.namespace.as_deref().is_none_or(|it| it == namespace)
+    }
+}
+
+impl fmt::Display for AllowedAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}/{}",
+            self.namespace.as_deref().unwrap_or("*"),
+            self.name
+        )
+    }
+}
+
+/// No name of a service account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "expected NAMESPACE/NAME, such as builds/robot, or */NAME for the account of that name in every namespace"
+)]
+pub struct NoAccount;
+
+impl FromStr for AllowedAccount {
+    type Err = NoAccount;
+
+    fn from_str(text: &str) -> Result<Self, NoAccount> {
+        let (namespace, name) = text.split_once('/').ok_or(NoAccount)?;
+        if namespace.is_empty() || name.is_empty() || name.contains(['/', '*']) {
+            return Err(NoAccount);
+        }
+        let everywhere = namespace == "*";
+        if !everywhere && namespace.contains('*') {
+            return Err(NoAccount);
+        }
+        Ok(Self {
+            namespace: (!everywhere).then(|| namespace.to_owned()),
+            name: name.to_owned(),
+        })
+    }
 }
 
 /// Where the runner is.
@@ -260,11 +324,29 @@ mod tests {
     }
 
     #[test]
+    fn account_is_allowed_by_namespace_and_name() {
+        let of = |text: &str| text.parse::<AllowedAccount>();
+        let one = of("builds/robot").unwrap();
+        assert!(one.allows("builds", "robot"));
+        assert!(!one.allows("other", "robot") && !one.allows("builds", "root"));
+        let everywhere = of("*/robot").unwrap();
+        assert!(everywhere.allows("builds", "robot") && everywhere.allows("other", "robot"));
+        assert!(!everywhere.allows("builds", "*"));
+        for text in ["builds/robot", "*/robot", "a/b.c"] {
+            assert_eq!(of(text).unwrap().to_string(), text);
+        }
+        for wrong in ["robot", "", "/", "a/", "/b", "a/b/c", "*/*", "a*/b", "a/b*"] {
+            assert_eq!(of(wrong), Err(NoAccount), "{wrong}");
+        }
+    }
+
+    #[test]
     fn nobody_may_by_default() {
         assert!(!Processes::default().allow("n", Some("a.b")));
         let some = Processes {
             namespaces: vec!["n".to_owned()],
             services: vec!["a.*".to_owned()],
+            network: false,
         };
         assert!(some.allow("n", None) && some.allow("m", Some("a.b")));
         assert!(!some.allow("m", None) && !some.allow("m", Some("b.a")));

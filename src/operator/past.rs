@@ -12,6 +12,7 @@ use crate::engine::event::Event;
 use crate::engine::graph::Graph;
 use crate::engine::state::RunState;
 
+use super::object;
 use super::resolve::{self, Unresolved};
 use super::snapshot::{self, Pinned};
 use super::status;
@@ -44,7 +45,7 @@ pub async fn read(
             Api::namespaced(client.clone(), &run.namespace().unwrap_or_default());
         let mut found = Vec::new();
         for name in &resolved.snapshot {
-            found.push((name.as_str(), maps.get_opt(name).await?));
+            found.push((name.as_str(), object::get(&maps, name).await?));
         }
         snapshot::unpack(run, found).map_err(broken)?
     };
@@ -82,6 +83,8 @@ fn events(
 fn broken(error: Unresolved) -> PastError {
     PastError::Broken(match error {
         Unresolved::Wait { message, .. } | Unresolved::Never { message, .. } => message,
+        // Only an operator asks for less than all.
+        Unresolved::Large => "it is larger than may be read".to_owned(),
         Unresolved::Cancelled => "the run was cancelled before it began".to_owned(),
     })
 }

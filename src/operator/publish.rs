@@ -23,9 +23,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use crate::api::condition::{self, COMPLETE, FAILED, News, RECONCILING, STALLED};
+use crate::api::elapsed;
 use crate::api::page::{WorkflowRunPage, WorkflowRunPageSpec};
 use crate::api::workflow_run::{Resolved, RunPhase, WorkflowRun, WorkflowRunStatus};
-use crate::api::{Object, elapsed};
 use crate::engine::event::CancelCause;
 use crate::engine::graph::{Graph, NodeIx};
 use crate::engine::state::{Phase, RunState};
@@ -35,8 +35,9 @@ use super::broken;
 use super::client::{is_conflict, is_gone};
 use super::context::{Context, Whose};
 use super::floor::Floor;
+use super::object;
 use super::pacer::Ticket;
-use super::resolve::Unresolved;
+use super::resolve::{Unresolved, without_content};
 use super::status::{self, PAGE, PodFacts};
 
 /// Shortest time from one write to the next, for runs without pages and for runs with; the former
@@ -192,6 +193,8 @@ impl Draft {
         let generation = run.metadata.generation;
         status.observed_generation = generation;
         match unresolved {
+            // It is looked at again, and nothing else is known.
+            Unresolved::Large => return None,
             Unresolved::Wait { reason, message } => {
                 let message = status::brief(message);
                 status.phase = Some(RunPhase::Pending);
@@ -310,6 +313,14 @@ struct Writing {
     _ticket: Option<Ticket>,
 }
 
+/// A run without what it is to run, which no status says.
+fn slim(run: &Arc<WorkflowRun>) -> Arc<WorkflowRun> {
+    if run.spec.template.is_none() && run.spec.params.is_none() {
+        return Arc::clone(run);
+    }
+    Arc::new(without_content(WorkflowRun::clone(run)))
+}
+
 impl Publisher {
     pub(super) fn new(
         context: &Arc<Context>,
@@ -318,7 +329,7 @@ impl Publisher {
     ) -> Self {
         let mut publisher = Self {
             context: Arc::clone(context),
-            run: Arc::clone(run),
+            run: slim(run),
             floor: Floor::default(),
             made: Arc::default(),
             nodes: BTreeSet::new(),
@@ -346,7 +357,7 @@ impl Publisher {
     pub(super) fn admit(&mut self, run: &Arc<WorkflowRun>) -> bool {
         let news = self.floor.admit(run.metadata.resource_version.as_deref());
         if news {
-            self.run = Arc::clone(run);
+            self.run = slim(run);
         }
         news
     }
@@ -556,13 +567,14 @@ impl Write {
         {
             Ok(run) => Published::Done {
                 version: draft.version,
-                run: Arc::new(run),
+                run: Arc::new(without_content(run)),
             },
             Err(error) if is_gone(&error) => Published::Gone,
             Err(kube::Error::Api(status)) if status.code == 409 => {
-                match runs.get_opt(&name).await {
+                match object::get(&runs, &name).await {
                     Ok(Some(run)) if run.metadata.uid == self.run.metadata.uid => {
-                        Published::Conflict { run: Arc::new(run) }
+                        let run = Arc::new(without_content(run));
+                        Published::Conflict { run }
                     }
                     Ok(_) => Published::Gone,
                     Err(error) => {
@@ -581,7 +593,7 @@ impl Write {
     /// The members of the status that are new, with the version that they were derived from. None:
     /// nothing is new.
     fn patch(&self, status: &WorkflowRunStatus) -> Option<serde_json::Value> {
-        let members = |status: &WorkflowRunStatus| -> Object {
+        let members = |status: &WorkflowRunStatus| -> Map<String, serde_json::Value> {
             match serde_json::to_value(status) {
                 Ok(serde_json::Value::Object(members)) => members,
                 _ => Map::new(),
@@ -665,8 +677,8 @@ impl Write {
                 // It was made before a restart, the answer was lost, or somebody changed it. What
                 // we know is the truth: whoever else has written it does not lead any more.
                 Err(error) if is_conflict(&error) && tries < CONFLICTS => {
-                    let now = pages.get_metadata_opt(&name).await?;
-                    let version = now.and_then(|now| now.metadata.resource_version);
+                    let now = object::metadata(pages, &name).await?;
+                    let version = now.and_then(|now| now.resource_version);
                     self.made.set(index, version);
                 }
                 Err(error) => return Err(error),

@@ -14,8 +14,8 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt;
 
 use crate::api::workflow_run::{ExecutorKind, OnLost, PodOverrides, Resolved, WorkflowRun};
-use crate::api::{object_to_value, to_value};
-use crate::catalog::cluster::{Found, Written};
+use crate::catalog::cluster::{Found, NotFound, Written};
+use crate::catalog::gzip;
 use crate::engine::graph::{Graph, NodeIx};
 use crate::engine::name::Attempt;
 use crate::engine::spec::Node;
@@ -23,14 +23,25 @@ use crate::engine::step::{self, Limits};
 use crate::executor::decision::{Work, millis, secret_token};
 use crate::executor::pod::build::{self, RunPods, Scripts, SecretParam};
 use crate::executor::runner::{Piece, Script};
-use crate::template::{Filling, Params, Template};
-use crate::value::Value;
+use crate::template::{Filling, Limits as Size, Params, Template};
+use crate::value::{Budget, Problem, Problems, Value};
 
 use super::context::Context;
+use super::memory::Charge;
 use super::snapshot::{self, Pinned};
 
 /// How long a node that is ended has between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// Above so many bytes of text, template and parameters are read when nothing else as large is.
+const LARGE: usize = 256 * 1024;
+/// How long what is large may take to be found, read and copied, while no other of its size is.
+const LONGEST_TURN: Duration = Duration::from_mins(2);
+/// Memory of a graph for each byte of its template's text, as long as it is not known better.
+const ESTIMATE: usize = 2;
+
+/// The reason of a run that waits until others give memory back.
+pub(super) const NO_MEMORY: &str = "NoMemory";
 
 /// What a run runs.
 pub(super) struct Program {
@@ -45,6 +56,8 @@ pub(super) struct Program {
     pub(super) files: Arc<Vec<Vec<Script>>>,
     /// Whether `resolved` must be on record before anything starts.
     pub(super) record_first: bool,
+    /// The memory that it takes.
+    _charge: Charge,
 }
 
 impl Program {
@@ -67,6 +80,8 @@ pub(super) enum Unresolved {
     Never { reason: String, message: String },
     /// The run was cancelled before it began.
     Cancelled,
+    /// It has to wait for its turn: it is larger than was asked for.
+    Large,
 }
 
 impl Unresolved {
@@ -85,8 +100,59 @@ impl Unresolved {
     }
 }
 
-/// Finds what a run runs.
-pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Program, Unresolved> {
+/// The run without what it says is to be run. That is large, does not change, and is not needed once
+/// the graph is there.
+pub(super) fn without_content(mut run: WorkflowRun) -> WorkflowRun {
+    run.spec.template = None;
+    run.spec.params = None;
+    run.metadata.managed_fields = None;
+    run.metadata.annotations = None;
+    run
+}
+
+/// The same with what it says is to be run, from an earlier state of it.
+pub(super) fn with_content(run: &WorkflowRun, earlier: &WorkflowRun) -> WorkflowRun {
+    let mut run = run.clone();
+    run.spec.template.clone_from(&earlier.spec.template);
+    run.spec.params.clone_from(&earlier.spec.params);
+    run
+}
+
+/// What a run takes until it is known what it runs, in bytes.
+pub(super) fn size(run: &WorkflowRun) -> usize {
+    // Beside its content: its task, its status, its names.
+    const REST: usize = 8 * 1024;
+    let spec = &run.spec;
+    let content = spec.template.iter().chain(&spec.params);
+    content.map(crate::api::Object::bytes).sum::<usize>() + REST
+}
+
+/// Finds what a run runs. What is small is read at once; what is large when it is its turn.
+pub(super) async fn resolve(
+    context: &Context,
+    run: &Arc<WorkflowRun>,
+) -> Result<Program, Unresolved> {
+    match resolve_within(context, run, LARGE).await {
+        Err(Unresolved::Large) => {}
+        resolved => return resolved,
+    }
+    let namespace = run.namespace().unwrap_or_default();
+    let _turn = context.large.wait(&namespace).await;
+    // Others wait behind it, whatever the API server does.
+    let resolved = resolve_within(context, run, gzip::LARGEST);
+    let resolved = tokio::time::timeout(LONGEST_TURN, resolved).await;
+    resolved.unwrap_or_else(|_| {
+        let message = "the API server does not give what the run runs in time; it is asked again";
+        Err(Unresolved::wait("NotPinned", message))
+    })
+}
+
+/// Finds what a run runs, where its texts are at most so many bytes.
+async fn resolve_within(
+    context: &Context,
+    run: &Arc<WorkflowRun>,
+    most: usize,
+) -> Result<Program, Unresolved> {
     check(context, run)?;
     let recorded = run
         .status
@@ -95,16 +161,16 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
     let recorded = recorded.filter(|resolved| !resolved.snapshot.is_empty());
     let (pinned, snapshot) = match recorded {
         Some(resolved) => {
-            let pinned = snapshot::read(context, run, &resolved.snapshot).await?;
+            let pinned = snapshot::read(context, run, &resolved.snapshot, most).await?;
             (pinned, resolved.snapshot.clone())
         }
-        None => pin(context, run).await?,
+        None => pin(context, run, most).await?,
     };
-    let (template, graph) = graph(run, &pinned)?;
+    let (pinned, hash, graph, mut charge) = compile(context, run, pinned, most).await?;
     let resolved = Resolved {
         fqsn: pinned.fqsn.clone(),
         version: pinned.version.clone(),
-        hash: Some(template.hash()),
+        hash: Some(hash),
         source: Some(
             pinned
                 .source
@@ -116,8 +182,13 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
     let processes = processes(run, &pinned, &graph);
     let mut files = Vec::new();
     if !processes.is_empty() {
-        check_processes(context, run, &pinned, &graph, &processes)?;
+        check_processes(context, run, &pinned, &resolved, &graph, &processes)?;
         files = snapshot::scripts(context, run, &pinned).await?;
+        let bytes: usize = files.iter().flatten().map(|file| file.content.len()).sum();
+        let bytes = bytes + graph.memory();
+        if !charge.resize(bytes) {
+            return Err(no_room(context, run, bytes));
+        }
     }
     Ok(Program {
         processes,
@@ -127,7 +198,88 @@ pub(super) async fn resolve(context: &Context, run: &WorkflowRun) -> Result<Prog
         pods: pods(context, run, &pinned).await,
         record_first: recorded.is_none() && !resolved.snapshot.is_empty(),
         resolved,
+        _charge: charge,
     })
+}
+
+/// Reads and fills the template, when there is room for it, without keeping others waiting.
+async fn compile(
+    context: &Context,
+    run: &Arc<WorkflowRun>,
+    pinned: Pinned,
+    most: usize,
+) -> Result<(Pinned, String, Graph, Charge), Unresolved> {
+    let bytes = text_bytes(run, &pinned);
+    if bytes > most && most < gzip::LARGEST {
+        return Err(Unresolved::Large);
+    }
+    let namespace = run.namespace().unwrap_or_default();
+    let pool = &context.programs;
+    // No more than there can be: what it will be is not known.
+    let estimate = bytes.saturating_mul(ESTIMATE).min(pool.largest());
+    let Some(mut charge) = pool.take(&namespace, estimate) else {
+        return Err(no_room(context, run, estimate));
+    };
+    let (pinned, compiled) = if bytes > LARGE {
+        let run = Arc::clone(run);
+        let work = move || {
+            let compiled = graph(&run, &pinned);
+            (pinned, compiled)
+        };
+        // It keeps a processor busy for long; other runs must not wait for that.
+        let Ok(done) = tokio::task::spawn_blocking(work).await else {
+            // It said so itself.
+            let message = "reading the template broke down; this is a bug of apscli";
+            return Err(Unresolved::never("InvalidTemplate", message));
+        };
+        done
+    } else {
+        let compiled = graph(run, &pinned);
+        (pinned, compiled)
+    };
+    let (hash, graph) = compiled?;
+    let memory = graph.memory();
+    if !charge.resize(memory) {
+        return Err(no_room(context, run, memory));
+    }
+    Ok((pinned, hash, graph, charge))
+}
+
+/// Why a run cannot have so much memory: for ever, or now.
+fn no_room(context: &Context, run: &WorkflowRun, bytes: usize) -> Unresolved {
+    let pool = &context.programs;
+    if bytes > pool.largest() {
+        let most = pool.largest();
+        let message = format!(
+            "the run's graph takes {bytes} bytes of memory; expected at most {most}. Split it \
+             into several runs, or put large values into files"
+        );
+        return Unresolved::never("TooLarge", message);
+    }
+    let namespace = run.namespace().unwrap_or_default();
+    // Always the same, as what changes is written, and what is written is looked at again.
+    let message = format!(
+        "the operator has no memory for the run's graph now: namespace {namespace} has its share of \
+         the cache `programs`; the run waits until others end"
+    );
+    Unresolved::wait(NO_MEMORY, message)
+}
+
+/// How much there is to read of template and parameters, in bytes.
+fn text_bytes(run: &WorkflowRun, pinned: &Pinned) -> usize {
+    let template = match (&pinned.template, &run.spec.template) {
+        (Some(Written::Text { text, .. }), _) => text.len(),
+        (Some(Written::Object(object)), _) | (None, Some(object)) => object.bytes(),
+        (None, None) => 0,
+    };
+    let own = run
+        .spec
+        .params
+        .as_ref()
+        .map_or(0, crate::api::Object::bytes);
+    let others = pinned.params.iter().flatten();
+    let others = others.map(|(name, value)| name.len() + value.text_bytes());
+    template + own + others.sum::<usize>()
 }
 
 /// The nodes that are to be processes: by their own word, else by the run's, else by the
@@ -146,6 +298,7 @@ fn check_processes(
     context: &Context,
     run: &WorkflowRun,
     pinned: &Pinned,
+    resolved: &Resolved,
     graph: &Graph,
     processes: &BTreeSet<NodeIx>,
 ) -> Result<(), Unresolved> {
@@ -164,6 +317,19 @@ fn check_processes(
             options.shared_namespace
         );
         return Err(Unresolved::never("ProcessNotAllowed", message));
+    }
+    // The place that a document names is believed because the document's name holds its hash. Half
+    // a hash does not prove that: who publishes a service could have made two of one name.
+    if !options.processes.allow(&namespace, None) && !snapshot::are_whole(&resolved.snapshot) {
+        let message = "executor: `process` is allowed here for the service alone, and the copy of \
+                       it was made by an operator up to 0.1.0, in whose names is half of a hash \
+                       only; expected a copy with the whole hash: make the run again";
+        return Err(Unresolved::never("ProcessNotAllowed", message));
+    }
+    if pinned.network == Some(true) && !options.processes.network {
+        let message = "network: the service's processes may have none here; expected `false`, or \
+                       executor `pod` (the cluster's administrator can allow it: --process-network)";
+        return Err(Unresolved::never("NetworkNotAllowed", message));
     }
     let uid = run.metadata.uid.clone().unwrap_or_default();
     let secrets = run
@@ -198,13 +364,19 @@ pub(super) fn decision(node: &Node) -> Work {
 
 /// What the operator does not do for this run, whatever it runs.
 fn check(context: &Context, run: &WorkflowRun) -> Result<(), Unresolved> {
+    let namespace = run.namespace().unwrap_or_default();
+    let allowed = &context.options.service_accounts;
     if let Some(account) = &run.spec.service_account_name
-        && !context.options.service_accounts.contains(account)
+        && !allowed.iter().any(|it| it.allows(&namespace, account))
     {
+        // Those of other namespaces are not this author's to know.
+        let here = allowed.iter().filter(|it| it.allows(&namespace, &it.name));
+        let here: Vec<&str> = here.map(|it| it.name.as_str()).collect();
         let message = format!(
-            "spec.serviceAccountName: `{account}` is not on the operator's list; expected {} \
-             (the cluster's administrator can add it: --allow-service-account)",
-            listed(&context.options.service_accounts)
+            "spec.serviceAccountName: `{account}` is not on the operator's list for namespace \
+             {namespace}; expected {} (the cluster's administrator can add it: \
+             --allow-service-account {namespace}/{account})",
+            listed(&here)
         );
         return Err(Unresolved::never("ServiceAccountNotAllowed", message));
     }
@@ -216,7 +388,7 @@ fn check(context: &Context, run: &WorkflowRun) -> Result<(), Unresolved> {
     Ok(())
 }
 
-fn listed(names: &[String]) -> String {
+fn listed(names: &[&str]) -> String {
     if names.is_empty() {
         "none".to_owned()
     } else {
@@ -225,16 +397,20 @@ fn listed(names: &[String]) -> String {
 }
 
 /// Looks up what the run names, and copies it to snapshots.
-async fn pin(context: &Context, run: &WorkflowRun) -> Result<(Pinned, Vec<String>), Unresolved> {
-    let params = snapshot::params_from(context, run).await?;
+async fn pin(
+    context: &Context,
+    run: &WorkflowRun,
+    most: usize,
+) -> Result<(Pinned, Vec<String>), Unresolved> {
+    let params = snapshot::params_from(context, run, most).await?;
     let service = match &run.spec.fqsn {
-        Some(fqsn) => Some(found(context, run, fqsn)?),
+        Some(fqsn) => Some(found(context, run, fqsn, most).await?),
         None => None,
     };
     let text = if run.spec.template_from.is_empty() {
         None
     } else {
-        Some(snapshot::template_from(context, run).await?)
+        Some(snapshot::template_from(context, run, most).await?)
     };
     if service.is_none() && text.is_none() && params.is_none() {
         // The run's own spec is fixed already.
@@ -243,39 +419,73 @@ async fn pin(context: &Context, run: &WorkflowRun) -> Result<(Pinned, Vec<String
     snapshot::pin(context, run, service, text, params).await
 }
 
-fn found(context: &Context, run: &WorkflowRun, fqsn: &str) -> Result<Found, Unresolved> {
+async fn found(
+    context: &Context,
+    run: &WorkflowRun,
+    fqsn: &str,
+    most: usize,
+) -> Result<Found, Unresolved> {
     let namespace = run.namespace().unwrap_or_default();
-    context
-        .find(fqsn, run.spec.version.as_deref(), &namespace)
-        .map_err(|error| Unresolved::wait("ServiceNotFound", error.to_string()))
+    let version = run.spec.version.clone();
+    let found = if most > LARGE {
+        let (shelves, fqsn) = (context.shelves.clone(), fqsn.to_owned());
+        let options = context.options.clone();
+        let find = move || shelves.find((&fqsn, version.as_deref()), &namespace, &options, most);
+        // As when it is compiled.
+        tokio::task::spawn_blocking(find).await.map_err(|_| {
+            Unresolved::wait("ServiceNotFound", "looking for the service broke down")
+        })?
+    } else {
+        context.find(fqsn, version.as_deref(), &namespace, most)
+    };
+    found.map_err(|error| match error {
+        NotFound::Larger { .. } => Unresolved::Large,
+        error => Unresolved::wait("ServiceNotFound", error.to_string()),
+    })
 }
 
-/// The template, and the graph that it is with the run's parameters.
-pub(super) fn graph(run: &WorkflowRun, pinned: &Pinned) -> Result<(Template, Graph), Unresolved> {
+/// The template's hash, and the graph that it is with the run's parameters.
+pub(super) fn graph(run: &WorkflowRun, pinned: &Pinned) -> Result<(String, Graph), Unresolved> {
     let template = template(run, pinned)?;
     let params = params(run, pinned)?;
     let graph = template
         .graph(Filling::With(&params))
-        .map_err(|problems| Unresolved::never("InvalidTemplate", problems.to_string()))?;
-    Ok((template, graph))
+        .map_err(|problems| wrong("InvalidTemplate", &problems))?;
+    Ok((template.hash(), graph))
+}
+
+fn wrong(reason: &str, problems: &Problems) -> Unresolved {
+    let reason = if problems.is_too_large() {
+        "TooLarge"
+    } else {
+        reason
+    };
+    Unresolved::never(reason, problems.to_string())
+}
+
+/// A template that is an object.
+fn object(source: &str, object: &crate::api::Object) -> Result<Template, Unresolved> {
+    let value = object.read(&mut Budget::of(Size::CLUSTER.values));
+    let value = value.map_err(|problem| in_object(source, "InvalidTemplate", problem))?;
+    Ok(Template::from_value(source, &value).within(Size::CLUSTER))
+}
+
+/// Places in the text of an object say nothing to its author.
+fn in_object(source: &str, reason: &str, problem: Problem) -> Unresolved {
+    let at = crate::value::Place::NONE;
+    wrong(
+        reason,
+        &Problems::new(source, vec![Problem { at, ..problem }]),
+    )
 }
 
 /// The template, from where it is fixed.
 fn template(run: &WorkflowRun, pinned: &Pinned) -> Result<Template, Unresolved> {
     match (&pinned.template, &run.spec.template) {
-        (Some(Written::Text { name, text }), _) => {
-            let template = Template::read(name, text)
-                .map_err(|problems| Unresolved::never("InvalidTemplate", problems.to_string()))?;
-            Ok(template)
-        }
-        (Some(Written::Object(object)), _) => {
-            let value = object_to_value(object);
-            Ok(Template::from_value("the service's template", &value))
-        }
-        (None, Some(object)) => Ok(Template::from_value(
-            "spec.template",
-            &object_to_value(object),
-        )),
+        (Some(Written::Text { name, text }), _) => Template::read_within(name, text, Size::CLUSTER)
+            .map_err(|problems| wrong("InvalidTemplate", &problems)),
+        (Some(Written::Object(it)), _) => object("the service's template", it),
+        (None, Some(it)) => object("spec.template", it),
         (None, None) => Err(Unresolved::never(
             "InvalidSpec",
             "there is nothing to run; expected exactly one of fqsn, template and templateFrom",
@@ -287,8 +497,12 @@ fn template(run: &WorkflowRun, pinned: &Pinned) -> Result<Template, Unresolved> 
 /// service declares.
 fn params(run: &WorkflowRun, pinned: &Pinned) -> Result<Params, Unresolved> {
     let mut params = pinned.params.clone().unwrap_or_default();
-    for (name, value) in run.spec.params.iter().flatten() {
-        params.insert(name.clone(), to_value(value));
+    if let Some(own) = &run.spec.params {
+        let own = own.read(&mut Budget::of(Size::CLUSTER.values));
+        let own = own.map_err(|problem| in_object("spec.params", "InvalidParameters", problem))?;
+        if let Value::Map(own) = own {
+            params.extend(own);
+        }
     }
     crate::api::service::declared(&pinned.declared, &params)
         .map_err(|problems| Unresolved::never("InvalidParameters", problems.join("; ")))
@@ -324,6 +538,7 @@ async fn pods(context: &Context, run: &WorkflowRun, pinned: &Pinned) -> RunPods 
                 keys: scripts.keys.clone(),
             })
             .collect(),
+        scripts_hash: pinned.scripts_hash(),
         secrets: secrets.collect(),
         overrides: overrides(pinned.pod.as_ref(), run.spec.pod.as_ref()),
         service_account: run.spec.service_account_name.clone(),

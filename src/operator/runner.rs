@@ -25,6 +25,7 @@ use tokio::time::{sleep, timeout};
 use crate::engine::event::{CancelCause, Ending, KillCause, Outcome};
 use crate::executor::decision;
 use crate::executor::fence::Fence;
+use crate::executor::runner::serve;
 use crate::executor::runner::{MOST, PROTOCOL, Piece, Reply, Request, Script, frame, length};
 
 use super::apply::{Answer, Moved, Work};
@@ -323,6 +324,11 @@ impl Client {
                 enforced,
             } => {
                 if let Some(pending) = self.pending.remove(&piece) {
+                    if matches!(outcome.ending, Ending::Lost(_)) {
+                        // It may be the files of the run that the runner could not keep: they are
+                        // sent again with the next attempt.
+                        self.filed.remove(&piece.run);
+                    }
                     pending.answer(Moved::Ended(outcome, enforced));
                 }
             }
@@ -391,7 +397,8 @@ fn child(args: &[String]) -> io::Result<UnixStream> {
         .name("runner".to_owned())
         .spawn(move || {
             let _ = child.wait();
-            let _ = std::fs::remove_dir_all(folder);
+            // One that was broken may have left directories that are closed to all.
+            serve::clear(&folder);
         })?;
     UnixStream::from_std(ours)
 }

@@ -12,7 +12,6 @@
 
 mod parcel;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,14 +29,17 @@ use crate::api::service::{ParamDecl, ScriptSource};
 use crate::api::workflow_run::{ExecutorKind, PodOverrides, WorkflowRun};
 use crate::api::{GROUP, VERSION};
 use crate::catalog::cluster::{self, Found, Written};
-use crate::catalog::gzip;
+use crate::catalog::gzip::{self, GzipError};
 use crate::executor::decision::secret_token;
 use crate::executor::runner::Script;
-use crate::template::Params;
-use crate::value::Value;
+use crate::executor::scripts;
+use crate::template::{Limits, Params};
+use crate::value::json::{self, Dialect};
+use crate::value::{Budget, Value};
 
 use super::client::{is_conflict, is_gone};
 use super::context::Context;
+use super::object;
 use super::resolve::Unresolved;
 use parcel::{Content, Name, Parcel};
 
@@ -46,6 +48,12 @@ use parcel::{Content, Name, Parcel};
 const MOST_OWNERS: usize = 500;
 /// How often a write is tried again at once, when somebody else wrote in between.
 const TRIES: u32 = 8;
+/// Most bytes of a document: of a text of the largest size, as JSON.
+const DOCUMENT: usize = 2 * gzip::LARGEST;
+/// Most bytes of all parameters from `ConfigMaps` of one run.
+const PARAMS: usize = 2 * 1024 * 1024;
+/// Most bytes of all scripts that one run has beside its processes; the runner takes no more.
+const FILES: usize = 16 * 1024 * 1024;
 /// The only form of the documents so far.
 const FORM: u32 = 1;
 
@@ -102,6 +110,40 @@ pub(super) struct PinnedScripts {
     pub(super) mode: i32,
     /// The files.
     pub(super) keys: Vec<String>,
+    /// The SHA-256 of each file, in hexadecimal. Empty in copies of operators up to 0.1.0.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) hashes: BTreeMap<String, String>,
+}
+
+impl Pinned {
+    /// What the files of all scripts together are, for the check that `apscli-node` makes before
+    /// it starts anything: see [`scripts::manifest`]. None: there are no scripts, or an operator
+    /// up to 0.1.0 made the copy, or the node could not read them to check them.
+    pub(super) fn scripts_hash(&self) -> Option<String> {
+        const READ_BY_ALL: i32 = 0o004;
+        let mut files = BTreeMap::new();
+        for scripts in &self.scripts {
+            if scripts.mode & READ_BY_ALL == 0 {
+                return None;
+            }
+            for key in &scripts.keys {
+                let path = match scripts.path.as_str() {
+                    "" => key.clone(),
+                    folder => format!("{folder}/{key}"),
+                };
+                // Of two of one path the kubelet keeps the last, too.
+                files.insert(path, scripts.hashes.get(key)?.clone());
+            }
+        }
+        (!self.scripts.is_empty()).then(|| scripts::manifest(&files))
+    }
+}
+
+/// Whether the names of all these copies hold the whole hash of what is inside, so that nobody can
+/// have made another content of the same name.
+pub(super) fn are_whole(names: &[String]) -> bool {
+    let mut names = names.iter().map(|name| Name::of(name));
+    names.all(|name| name.is_some_and(|name| name.is_whole()))
 }
 
 /// A document, and the form that it has.
@@ -191,17 +233,48 @@ pub(super) async fn read(
     context: &Context,
     run: &WorkflowRun,
     names: &[String],
+    most: usize,
 ) -> Result<Pinned, Unresolved> {
     let namespace = run.namespace().unwrap_or_default();
     let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
     let mut found = Vec::new();
+    let mut bytes = 0;
     for name in names {
+        // One that can have no such name, or cannot be read, is none of ours.
         let map = context
-            .insist("read a snapshot", || maps.get_opt(name))
+            .insist("read a snapshot", || async {
+                let _turn = context.reads.acquire().await;
+                object::get(&maps, name).await
+            })
             .await;
+        let map = map.ok().flatten();
+        bytes += map.as_ref().map_or(0, content_bytes);
+        is_within(bytes, most, || "what it runs, as it was copied".to_owned())?;
         found.push((name.as_str(), map));
     }
-    unpack(run, found)
+    unpack_within(run, found, most)
+}
+
+/// What a `ConfigMap` holds, in bytes.
+fn content_bytes(map: &ConfigMap) -> usize {
+    let texts = map.data.iter().flatten();
+    let texts = texts.map(|(name, text)| name.len() + text.len());
+    let others = map.binary_data.iter().flatten();
+    let others = others.map(|(name, bytes)| name.len() + bytes.0.len());
+    texts.chain(others).sum()
+}
+
+/// Whether so many bytes may be read; where not, a large run has to wait for its turn, and one that is
+/// larger than any may be is none.
+fn is_within(bytes: usize, most: usize, what: impl Fn() -> String) -> Result<(), Unresolved> {
+    if bytes <= most {
+        return Ok(());
+    }
+    if most < gzip::LARGEST {
+        return Err(Unresolved::Large);
+    }
+    let message = format!("{} is more than {most} bytes; expected less", what());
+    Err(Unresolved::never("TooLarge", message))
 }
 
 /// The service's scripts as files, by the copy that has them.
@@ -213,11 +286,16 @@ pub(super) async fn scripts(
     let namespace = run.namespace().unwrap_or_default();
     let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
     let mut all = Vec::new();
+    let mut bytes = 0;
     for scripts in &pinned.scripts {
         let name = &scripts.config_map;
         let map = context
-            .insist("read a snapshot", || maps.get_opt(name))
+            .insist("read a snapshot", || async {
+                let _turn = context.reads.acquire().await;
+                object::get(&maps, name).await
+            })
             .await;
+        let map = map.ok().flatten();
         let broken = |why: String| {
             let message = format!("the scripts of this run cannot be read any more: {why}");
             Unresolved::never("SnapshotBroken", message)
@@ -229,6 +307,11 @@ pub(super) async fn scripts(
         checked
             .and_then(|name| parcel::check_scripts(&name, &map))
             .map_err(broken)?;
+        bytes += content_bytes(&map);
+        if bytes > FILES {
+            let message = format!("its scripts are more than {FILES} bytes; expected less");
+            return Err(Unresolved::never("TooLarge", message));
+        }
         let files = scripts.keys.iter().filter_map(|key| {
             let content = cluster::bytes(&map, key)?;
             let path = match scripts.path.as_str() {
@@ -251,6 +334,17 @@ pub(super) fn unpack(
     run: &WorkflowRun,
     found: Vec<(&str, Option<ConfigMap>)>,
 ) -> Result<Pinned, Unresolved> {
+    unpack_within(run, found, DOCUMENT)
+}
+
+/// The same, where a document is at most so many bytes.
+fn unpack_within(
+    run: &WorkflowRun,
+    found: Vec<(&str, Option<ConfigMap>)>,
+    most: usize,
+) -> Result<Pinned, Unresolved> {
+    // As JSON a text takes more.
+    let most = if most < gzip::LARGEST { most } else { DOCUMENT };
     let namespace = run.namespace().unwrap_or_default();
     let lost = |reason: &str, why: String| {
         let message = format!(
@@ -282,7 +376,10 @@ pub(super) fn unpack(
     }
     let mut pinned = Pinned::default();
     if !program.is_empty() {
-        let document = parcel::unpack(&program);
+        let document = match parcel::unpack(&program, most) {
+            Err(parcel::Broken::TooLarge) if most < DOCUMENT => return Err(Unresolved::Large),
+            document => document.map_err(|why| why.to_string()),
+        };
         match document.and_then(|document| from_document(&document)) {
             Ok(read) => pinned = read,
             Err(why) => return lost("SnapshotBroken", why),
@@ -292,7 +389,10 @@ pub(super) fn unpack(
     if params.is_empty() {
         pinned.params = secrets_only(run);
     } else {
-        let document = parcel::unpack(&params);
+        let document = match parcel::unpack(&params, most) {
+            Err(parcel::Broken::TooLarge) if most < DOCUMENT => return Err(Unresolved::Large),
+            document => document.map_err(|why| why.to_string()),
+        };
         match document.and_then(|document| from_document::<PinnedParams>(&document)) {
             Ok(read) => pinned.params = Some(read.into_params(run_uid)),
             Err(why) => return lost("SnapshotBroken", why),
@@ -324,14 +424,13 @@ fn token(run: &WorkflowRun, param: &str) -> (String, Value) {
 pub(super) async fn params_from(
     context: &Context,
     run: &WorkflowRun,
+    most: usize,
 ) -> Result<Option<Params>, Unresolved> {
-    read_params(&context.client, run).await
-}
-
-async fn read_params(client: &Client, run: &WorkflowRun) -> Result<Option<Params>, Unresolved> {
     let namespace = run.namespace().unwrap_or_default();
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+    let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
     let mut params = Params::new();
+    let mut bytes = 0;
+    let mut values = Budget::of(Limits::CLUSTER.values);
     for (place, source) in run.spec.params_from.iter().enumerate() {
         if let Some(secret) = &source.secret {
             params.extend([token(run, &secret.param)]);
@@ -343,9 +442,23 @@ async fn read_params(client: &Client, run: &WorkflowRun) -> Result<Option<Params
             "ConfigMap {namespace}/{} of spec.paramsFrom[{place}]",
             wanted.name
         );
-        let map = maps.get_opt(&wanted.name).await;
+        let _turn = context.reads.acquire().await;
+        let map = object::get(&maps, &wanted.name).await;
         match map.map_err(|error| refused(&format!("cannot read the {what}"), &error))? {
-            Some(map) => params.extend(map.data.into_iter().flatten().map(param)),
+            Some(map) => {
+                bytes += content_bytes(&map);
+                is_within(bytes.min(PARAMS), most.min(PARAMS), || what.clone())?;
+                if bytes > PARAMS {
+                    let message = format!(
+                        "with the {what} the run has more than {PARAMS} bytes of parameters; \
+                         expected less"
+                    );
+                    return Err(Unresolved::never("TooLarge", message));
+                }
+                for (name, text) in map.data.into_iter().flatten() {
+                    params.insert(name, param(text, &mut values));
+                }
+            }
             None if wanted.optional == Some(true) => {}
             None => {
                 let message = format!("there is no {what}");
@@ -356,41 +469,46 @@ async fn read_params(client: &Client, run: &WorkflowRun) -> Result<Option<Params
     Ok((!run.spec.params_from.is_empty()).then_some(params))
 }
 
-/// A value that is JSON is read as JSON, any other is a text.
-fn param((name, text): (String, String)) -> (String, Value) {
-    let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
-    (name, value)
+/// A value that is JSON is read as JSON, any other is a text; so is one of more values than are left.
+fn param(text: String, values: &mut Budget) -> Value {
+    match json::read_within(&text, Dialect::Strict, values) {
+        Ok(tree) => tree.into_value(),
+        Err(_) => Value::String(text),
+    }
 }
 
 /// The template of a run's `templateFrom`: what to call it, and its text.
 pub(super) async fn template_from(
     context: &Context,
     run: &WorkflowRun,
+    most: usize,
 ) -> Result<(String, String), Unresolved> {
-    read_template(&context.client, run).await
-}
-
-async fn read_template(client: &Client, run: &WorkflowRun) -> Result<(String, String), Unresolved> {
     let namespace = run.namespace().unwrap_or_default();
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+    let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
     let sources = &run.spec.template_from;
-    let mut read: BTreeMap<&str, ConfigMap> = BTreeMap::new();
+    // The last one only: 64 of them may be named.
+    let mut read: Option<(&str, ConfigMap)> = None;
+    let mut bytes = 0;
     let mut parts = Vec::new();
     for (place, source) in sources.iter().enumerate() {
         let what = format!(
             "ConfigMap {namespace}/{} of spec.templateFrom[{place}]",
             source.config_map
         );
-        if !read.contains_key(source.config_map.as_str()) {
-            let map = maps.get_opt(&source.config_map).await;
+        if read
+            .as_ref()
+            .is_none_or(|(name, _)| *name != source.config_map)
+        {
+            let _turn = context.reads.acquire().await;
+            let map = object::get(&maps, &source.config_map).await;
             let map = map
                 .map_err(|error| refused(&format!("cannot read the {what}"), &error))?
                 .ok_or_else(|| {
                     Unresolved::wait("TemplateNotFound", format!("there is no {what}"))
                 })?;
-            read.insert(&source.config_map, map);
+            read = Some((&source.config_map, map));
         }
-        let map = read.get(source.config_map.as_str());
+        let map = read.as_ref().map(|(_, map)| map);
         let part = map.and_then(|map| cluster::bytes(map, &source.key));
         let part = part.ok_or_else(|| {
             Unresolved::wait(
@@ -398,8 +516,11 @@ async fn read_template(client: &Client, run: &WorkflowRun) -> Result<(String, St
                 format!("there is no key {} in the {what}", source.key),
             )
         })?;
+        bytes += part.len();
+        is_within(bytes, most, || format!("the template with the {what}"))?;
         parts.push(part.to_vec());
     }
+    drop(read);
     let name = match (sources.as_slice(), sources.len()) {
         ([], _) => String::new(),
         ([only], _) => format!("ConfigMap {namespace}/{} key {}", only.config_map, only.key),
@@ -408,37 +529,79 @@ async fn read_template(client: &Client, run: &WorkflowRun) -> Result<(String, St
             first.config_map, first.key
         ),
     };
-    let text = join(&parts)
-        .map_err(|why| Unresolved::never("InvalidTemplate", format!("{name}: {why}")))?;
-    Ok((name, text))
+    match join(&parts, most) {
+        Ok(text) => Ok((name, text)),
+        Err(NoText::TooLarge) if most < gzip::LARGEST => Err(Unresolved::Large),
+        Err(why) => {
+            let reason = match why {
+                NoText::TooLarge => "TooLarge",
+                NoText::Invalid(_) => "InvalidTemplate",
+            };
+            Err(Unresolved::never(reason, format!("{name}: {why}")))
+        }
+    }
+}
+
+/// Why parts are no text.
+#[derive(Debug, thiserror::Error)]
+enum NoText {
+    #[error("{}", GzipError::TooLarge)]
+    TooLarge,
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl From<GzipError> for NoText {
+    fn from(error: GzipError) -> Self {
+        match error {
+            GzipError::TooLarge => Self::TooLarge,
+            other => Self::Invalid(other.to_string()),
+        }
+    }
 }
 
 /// Joins the parts of a text: each of them, or the joined whole, may be compressed.
-fn join(parts: &[Vec<u8>]) -> Result<String, String> {
+fn join(parts: &[Vec<u8>], most: usize) -> Result<String, NoText> {
     let whole = parts.concat();
+    let is_packed = gzip::is_gzip(&whole);
     // Compressed parts in a row are a compressed whole too.
-    let joined = cluster::to_text(Cow::Borrowed(&whole));
+    let joined = unfold(whole, most).and_then(text);
     match joined {
-        Err(_) if parts.len() > 1 => match unfold_each(parts) {
-            Ok(text) => cluster::to_text(Cow::Owned(text)),
+        Err(NoText::Invalid(_)) if parts.len() > 1 => match unfold_each(parts, most) {
+            Ok(all) => text(all),
             // What is wrong with the whole says more where the whole was meant.
-            Err(_) if gzip::is_gzip(&whole) => joined,
+            Err(_) if is_packed => joined,
             Err(why) => Err(why),
         },
         joined => joined,
     }
 }
 
+fn unfold(bytes: Vec<u8>, most: usize) -> Result<Vec<u8>, NoText> {
+    if gzip::is_gzip(&bytes) {
+        Ok(gzip::decompress_within(&bytes, most)?)
+    } else {
+        Ok(bytes)
+    }
+}
+
+fn text(bytes: Vec<u8>) -> Result<String, NoText> {
+    cluster::utf8(bytes).map_err(NoText::Invalid)
+}
+
 /// Joins the parts of a text that are compressed each for itself. All together they may not unfold
 /// to more than one.
-fn unfold_each(parts: &[Vec<u8>]) -> Result<Vec<u8>, String> {
+fn unfold_each(parts: &[Vec<u8>], most: usize) -> Result<Vec<u8>, NoText> {
     let mut all = Vec::new();
     for (place, part) in parts.iter().enumerate() {
-        let part =
-            cluster::unfold(Cow::Borrowed(part)).map_err(|why| format!("part {place}: {why}"))?;
+        let left = most.saturating_sub(all.len());
+        let part = unfold(part.clone(), left).map_err(|why| match why {
+            NoText::TooLarge => NoText::TooLarge,
+            NoText::Invalid(why) => NoText::Invalid(format!("part {place}: {why}")),
+        })?;
         all.extend(part);
-        if all.len() > gzip::LARGEST {
-            return Err(gzip::GzipError::TooLarge.to_string());
+        if all.len() > most {
+            return Err(NoText::TooLarge);
         }
     }
     Ok(all)
@@ -451,6 +614,8 @@ fn refused(what: &str, error: &kube::Error) -> Unresolved {
         kube::Error::Api(status) if [400, 413, 422].contains(&status.code) => {
             Unresolved::never("NotPinned", message)
         }
+        // Said of its name, which is fixed with the run or pinned with its service.
+        kube::Error::BuildRequest(_) => Unresolved::never("InvalidName", message),
         _ => Unresolved::wait("NotPinned", message),
     }
 }
@@ -534,7 +699,7 @@ impl<'a> Keeper<'a> {
                 "ConfigMap {}/{} with scripts of {}",
                 found.namespace, source.config_map, found.source
             );
-            let author = authors.get_opt(&source.config_map).await;
+            let author = object::get(&authors, &source.config_map).await;
             let author = author
                 .map_err(|error| refused(&format!("cannot read the {what}"), &error))?
                 .ok_or_else(|| {
@@ -582,6 +747,7 @@ impl<'a> Keeper<'a> {
             path,
             mode,
             keys: parcel::keys(author),
+            hashes: parcel::hashes(author),
         })
     }
 
@@ -667,7 +833,7 @@ async fn keep_copy(
             tokio::time::sleep(Duration::from_millis(20 << tries)).await;
         }
         let found = if look {
-            let found = maps.get_opt(&name).await;
+            let found = object::get(maps, &name).await;
             found.map_err(|error| refused(&format!("cannot read the {what}"), &error))?
         } else {
             None

@@ -4,6 +4,9 @@
 //! While an operator works, it goes on making pods with the finalizer. So its own pods are waited
 //! for first, and what is stripped then stays so.
 //!
+//! Ours are pods with the operator's label, and those whose controlling owner is a `WorkflowRun`: the
+//! label is what everybody who may edit pods can take off.
+//!
 //! Must not touch anything else of a pod, or pods that say they are somebody else's.
 
 use std::sync::Arc;
@@ -11,12 +14,14 @@ use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ListParams};
 use kube::{Client, Config, ResourceExt};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-use crate::api::{LABEL_MANAGED_BY, MANAGED_BY};
+use crate::api::outside::Bare;
+use crate::api::{GROUP, LABEL_MANAGED_BY, MANAGED_BY};
 use crate::executor::pod::FINALIZER;
 
 use super::OperatorError;
@@ -24,10 +29,8 @@ use super::apply;
 use super::client::client;
 use super::lease::Leadership;
 use super::metrics::Metrics;
+use super::object::Pages;
 use super::options::Scope;
-
-/// Pods in one answer of a list: some hundred kilobytes of metadata.
-const PAGE: u32 = 500;
 
 /// Patches in flight at once.
 const AT_ONCE: usize = 16;
@@ -141,32 +144,22 @@ async fn turn(
     if let Some(operators) = &order.after {
         let api: Api<Pod> = Api::namespaced(client.clone(), &operators.namespace);
         let params = ListParams::default().labels(&operators.selector);
-        let there = api.list_metadata(&params).await?.items.len();
+        let mut pages = Pages::of_metadata(params);
+        let mut there = 0;
+        while let Some(page) = pages.next::<_, Bare<Pod>>(&api).await? {
+            there += page.len();
+        }
         if there > 0 {
             return Ok(Some(format!(
                 "{there} pods of the operator are still there"
             )));
         }
     }
-    let mut found = Vec::new();
-    for api in super::apis::<Pod>(client, &order.scope) {
-        let labels = format!("{LABEL_MANAGED_BY}={MANAGED_BY}");
-        let mut params = ListParams::default().labels(&labels).limit(PAGE);
-        loop {
-            let page = api.list_metadata(&params).await?;
-            let held = page
-                .items
-                .into_iter()
-                .filter(|pod| pod.finalizers().iter().any(|it| it == FINALIZER));
-            found.extend(held.map(|pod| Pod {
-                metadata: pod.metadata,
-                ..Pod::default()
-            }));
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
-                None => break,
-            }
-        }
+    let labels = format!("{LABEL_MANAGED_BY}={MANAGED_BY}");
+    let mut found = held(client, order, &ListParams::default().labels(&labels)).await?;
+    if found.is_empty() {
+        // Every pod there is, a page at a time: only once those are done that a label finds.
+        found = held(client, order, &ListParams::default()).await?;
     }
     if found.is_empty() {
         return Ok(None);
@@ -184,4 +177,80 @@ async fn turn(
     }
     // The next pass says whether that was all.
     Ok(Some(why))
+}
+
+/// The pods that these parameters find, are ours and have the finalizer.
+async fn held(
+    client: &Client,
+    order: &Order,
+    params: &ListParams,
+) -> Result<Vec<Pod>, kube::Error> {
+    let mut found = Vec::new();
+    for api in super::apis::<Pod>(client, &order.scope) {
+        let mut pages = Pages::of_metadata(params.clone());
+        while let Some(page) = pages.next::<_, Bare<Pod>>(&api).await? {
+            let held = page.into_iter().map(|pod| pod.metadata);
+            let held = held.filter(is_held);
+            found.extend(held.map(|metadata| Pod {
+                metadata,
+                ..Pod::default()
+            }));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a pod has the finalizer, and bears the operator's label or belongs to a run.
+fn is_held(pod: &ObjectMeta) -> bool {
+    let labels = pod.labels.iter().flatten();
+    let labelled = || {
+        labels
+            .clone()
+            .any(|(name, value)| name == LABEL_MANAGED_BY && value == MANAGED_BY)
+    };
+    let owned = || {
+        pod.owner_references.iter().flatten().any(|owner| {
+            let group = owner.api_version.split_once('/').map(|(group, _)| group);
+            owner.controller == Some(true) && owner.kind == "WorkflowRun" && group == Some(GROUP)
+        })
+    };
+    let finalizers = pod.finalizers.iter().flatten();
+    finalizers.clone().any(|it| it == FINALIZER) && (labelled() || owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn pod_is_held_by_label_or_by_owner() {
+        let held = |labels: Value, owner: Value, finalizer: &str| {
+            is_held(
+                &serde_json::from_value(json!({
+                    "labels": labels, "ownerReferences": [owner], "finalizers": ["x/y", finalizer],
+                }))
+                .unwrap(),
+            )
+        };
+        let owner = |kind: &str, version: &str, controller: bool| {
+            json!({"kind": kind, "apiVersion": version, "name": "n", "uid": "u",
+                "controller": controller})
+        };
+        let run = owner("WorkflowRun", "apscli.dev/v1alpha1", true);
+        let other = owner("Job", "batch/v1", true);
+        let ours = json!({"app.kubernetes.io/managed-by": "apscli"});
+        assert!(held(ours.clone(), other.clone(), FINALIZER));
+        assert!(held(json!({}), run.clone(), FINALIZER));
+        assert!(!held(ours, run, "another.dev/result"));
+        let foreign = json!({"app.kubernetes.io/managed-by": "Helm"});
+        for owner in [
+            other,
+            owner("WorkflowRun", "argoproj.io/v1alpha1", true),
+            owner("WorkflowRun", "apscli.dev/v1alpha1", false),
+        ] {
+            assert!(!held(foreign.clone(), owner.clone(), FINALIZER), "{owner}");
+        }
+    }
 }

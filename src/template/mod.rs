@@ -19,18 +19,50 @@ use sha2::{Digest, Sha256};
 use crate::engine::graph::{EdgeError, Graph, GraphError};
 use crate::engine::spec::Spec;
 use crate::value::json::Dialect;
-use crate::value::{Format, Kind, Problem, Problems, Tree, Value, read};
+use crate::value::{
+    Budget, Format, Kind, MAX_VALUES, Problem, Problems, Tree, Value, read, read_within,
+};
 
 use parse::Parsed;
 
 /// Parameters by name.
 pub type Params = BTreeMap<String, Value>;
 
+/// How much a template may mean, wherever it is read and filled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most values in its text: lists, maps and what is in them.
+    pub values: usize,
+    /// Most JSON of parameters in one node, in bytes.
+    pub node: usize,
+    /// Most memory of all nodes when they are filled in, in bytes; approximate.
+    pub run: usize,
+}
+
+impl Limits {
+    /// In a cluster, where one operator holds the runs of all namespaces. 25 values a node in a
+    /// template of 20,000 nodes; a node as large as the runner's largest message (a pod takes
+    /// 96 KiB, which is checked when it is made).
+    pub const CLUSTER: Self = Self {
+        values: 500_000,
+        node: 8 * 1024 * 1024,
+        run: 64 * 1024 * 1024,
+    };
+    /// On a person's own machine. Values are 40 a node in a template of 100,000 nodes; Linux takes
+    /// no more than some megabytes of arguments.
+    pub const LOCAL: Self = Self {
+        values: MAX_VALUES,
+        node: 64 * 1024 * 1024,
+        run: 1024 * 1024 * 1024,
+    };
+}
+
 /// A template that was read and whose parameters are not filled in.
 #[derive(Clone, Debug)]
 pub struct Template {
     source: String,
     tree: Tree,
+    limits: Limits,
 }
 
 /// What stands for the parameters.
@@ -52,8 +84,8 @@ pub enum Filling<'a> {
 /// What a name stands for.
 #[derive(Clone, Copy, Debug)]
 enum Named<'a> {
-    /// A parameter with this value.
-    Value(&'a Value),
+    /// A parameter with this name and value.
+    Value(&'a str, &'a Value),
     /// A parameter whose value comes later.
     Later,
     /// No parameter.
@@ -67,8 +99,8 @@ impl<'a> Filling<'a> {
             Self::Later => return Named::Later,
             Self::Partly { known, later } => (known, later.contains(name)),
         };
-        match known.get(name) {
-            Some(value) => Named::Value(value),
+        match known.get_key_value(name) {
+            Some((name, value)) => Named::Value(name, value),
             None if is_later => Named::Later,
             None => Named::Nothing,
         }
@@ -91,13 +123,22 @@ impl<'a> Filling<'a> {
 }
 
 impl Template {
-    /// Reads a template; `source` names it in errors and tells JSON from YAML by its ending.
+    /// Reads a template within [`Limits::LOCAL`]; `source` names it in errors and tells JSON from
+    /// YAML by its ending.
     pub fn read(source: &str, text: &str) -> Result<Self, Problems> {
-        let tree = read(text, Format::of(source, text), Dialect::Template)
+        Self::read_within(source, text, Limits::LOCAL)
+    }
+
+    /// Reads a template that may not mean more than `limits`, neither now nor filled in.
+    pub fn read_within(source: &str, text: &str, limits: Limits) -> Result<Self, Problems> {
+        let mut values = Budget::of(limits.values);
+        let format = Format::of(source, text);
+        let tree = read_within(text, format, Dialect::Template, &mut values)
             .map_err(|list| Problems::new(source, list))?;
         Ok(Self {
             source: source.to_owned(),
             tree,
+            limits,
         })
     }
 
@@ -107,7 +148,14 @@ impl Template {
         Self {
             source: source.to_owned(),
             tree: Tree::from(value),
+            limits: Limits::LOCAL,
         }
+    }
+
+    /// The same template, which may not mean more than `limits` when it is filled in.
+    #[must_use]
+    pub fn within(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// The SHA-256 of the content, in hexadecimal: of the template as compact JSON, keys in the
@@ -115,9 +163,11 @@ impl Template {
     /// difference; the order of a command's options does.
     #[must_use]
     pub fn hash(&self) -> String {
-        let content = self.tree.clone().into_value().to_string();
+        let mut hash = Hashing(Sha256::new());
+        // Neither writing into a hash nor the tree can fail.
+        let _ = serde_json::to_writer(&mut hash, &self.tree);
         let mut text = String::with_capacity(64);
-        for byte in Sha256::digest(content) {
+        for byte in hash.0.finalize() {
             let _ = write!(text, "{byte:02x}");
         }
         text
@@ -125,7 +175,7 @@ impl Template {
 
     /// Fills in the parameters and parses every field.
     pub fn spec(&self, filling: Filling<'_>) -> Result<Spec, Problems> {
-        let parsed = parse::spec(&self.tree, filling);
+        let parsed = parse::spec(&self.tree, filling, self.limits);
         if parsed.problems.is_empty() {
             Ok(parsed.spec)
         } else {
@@ -140,7 +190,11 @@ impl Template {
             spec,
             mut problems,
             left_out,
-        } = parse::spec(&self.tree, filling);
+        } = parse::spec(&self.tree, filling, self.limits);
+        if problems.iter().any(|problem| problem.too_large) {
+            // The rest was not read.
+            return Err(Problems::new(&self.source, problems));
+        }
         match Graph::build(spec) {
             Ok(graph) if problems.is_empty() => return Ok(graph),
             Ok(_) => {}
@@ -165,6 +219,29 @@ impl Template {
             ),
         }
         Err(Problems::new(&self.source, problems))
+    }
+}
+
+/// A hash that is written to.
+struct Hashing(Sha256);
+
+impl std::io::Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A name for an error message: it may be of any length.
+fn shown(name: &str) -> String {
+    const LONGEST: usize = 63;
+    match name.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", name.get(..end).unwrap_or_default()),
+        None => name.to_owned(),
     }
 }
 

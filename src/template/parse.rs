@@ -11,14 +11,17 @@ use std::time::Duration;
 use crate::engine::expr::Expr;
 use crate::engine::name::NodeName;
 use crate::engine::spec::{Action, Api, Cmd, EnvText, Node, Placed, Spec};
-use crate::value::{Key, Kind, Place, Problem, Tree, Value};
+use crate::value::{Key, Kind, MAX_PROBLEMS, Place, Problem, Tree, Value};
 
-use super::{Filling, Named, duration, fill};
+use super::fill::{self, Filler};
+use super::{Filling, Limits, Named, duration, shown};
 
 /// Parses a template's tree.
-pub(super) fn spec(tree: &Tree, filling: Filling<'_>) -> Parsed {
+pub(super) fn spec(tree: &Tree, filling: Filling<'_>, limits: Limits) -> Parsed {
     let mut parser = Parser {
         filling,
+        filler: Filler::new(filling, limits),
+        is_full: false,
         problems: Vec::new(),
         left_out: BTreeSet::new(),
     };
@@ -63,19 +66,48 @@ fn wrapped(members: &Members) -> Option<&Members> {
     (!is_node).then_some(nodes)
 }
 
+/// Names that are no parameters, and where they stand; not more than are shown.
+#[derive(Default)]
+struct Unknown(Vec<(Place, String)>);
+
+impl Unknown {
+    fn add(&mut self, at: Place, name: &str) {
+        if self.0.len() <= MAX_PROBLEMS {
+            self.0.push((at, name.to_owned()));
+        }
+    }
+}
+
 struct Parser<'a> {
     filling: Filling<'a>,
+    filler: Filler<'a>,
+    /// Whether more was to be filled in than may be. Nothing more is looked at.
+    is_full: bool,
     problems: Vec<Problem>,
     left_out: BTreeSet<String>,
 }
 
 impl Parser<'_> {
     fn problem(&mut self, at: Place, path: &str, message: impl Into<String>) {
-        self.problems.push(Problem {
-            at,
-            path: path.to_owned(),
-            message: message.into(),
-        });
+        // No more are shown, and there may be one for each value. What is full is not filled.
+        if self.is_full || self.problems.len() > MAX_PROBLEMS {
+            return;
+        }
+        let problem = Problem::in_text(at, message);
+        let path = path.to_owned();
+        self.problems.push(Problem { path, ..problem });
+    }
+
+    /// Says that too much was to be filled in, where it was.
+    fn note_size(&mut self, at: Place, path: &str) {
+        if let Some(exceeded) = self.filler.exceeded()
+            && !self.is_full
+        {
+            let problem = Problem::too_large(at, exceeded.to_string());
+            let path = path.to_owned();
+            self.problems.push(Problem { path, ..problem });
+            self.is_full = true;
+        }
     }
 
     fn wrong_kind(&mut self, tree: &Tree, path: &str, expected: &str) {
@@ -85,23 +117,45 @@ impl Parser<'_> {
 
     /// Fills a value by the general rule; a name that is no parameter is a problem.
     fn fill(&mut self, tree: &Tree, path: &str) -> Tree {
-        let mut unknown = Vec::new();
-        let filled = fill::value(tree, self.filling, &mut |at, name: &str| {
-            unknown.push((at, name.to_owned()));
-        });
-        for (at, name) in unknown {
-            let message = format!("there is no parameter `{name}`; {}", self.parameters());
+        let mut unknown = Unknown::default();
+        let filled = self
+            .filler
+            .value(tree, &mut |at, name| unknown.add(at, name));
+        self.note_size(tree.at, path);
+        self.note_unknown(unknown, path);
+        filled
+    }
+
+    /// The same without the places.
+    fn fill_plain(&mut self, tree: &Tree, path: &str) -> Value {
+        let mut unknown = Unknown::default();
+        let filled = self
+            .filler
+            .plain(tree, &mut |at, name| unknown.add(at, name));
+        self.note_size(tree.at, path);
+        self.note_unknown(unknown, path);
+        filled
+    }
+
+    fn note_unknown(&mut self, unknown: Unknown, path: &str) {
+        for (at, name) in unknown.0 {
+            let message = format!(
+                "there is no parameter `{}`; {}",
+                shown(&name),
+                self.parameters()
+            );
             self.problem(at, path, message);
         }
-        filled
     }
 
     fn parameters(&self) -> String {
         const SHOWN: usize = 20;
-        let mut names = self.filling.names();
-        if names.len() > SHOWN {
-            names.truncate(SHOWN);
-            names.push("…");
+        let names = self.filling.names();
+        let more = names.len() > SHOWN;
+        // A name may be of any length.
+        let mut names: Vec<String> = names.into_iter().take(SHOWN).map(shown).collect();
+        if more {
+            names.push("…".to_owned());
         }
         if names.is_empty() {
             "no parameters are given".to_owned()
@@ -113,7 +167,7 @@ impl Parser<'_> {
     /// Whether a value hangs on a parameter that comes later, and so cannot be checked now.
     fn open(&self, tree: &Tree) -> bool {
         let is_later = |piece: &fill::Piece| match piece {
-            fill::Piece::Name { name, .. } => matches!(self.filling.find(name), Named::Later),
+            fill::Piece::Name { name, .. } => matches!(self.filler.find(name), Named::Later),
             fill::Piece::Literal(_) => false,
         };
         matches!(&tree.kind, Kind::String(text) if fill::pieces(text).iter().any(is_later))
@@ -143,6 +197,10 @@ impl Parser<'_> {
         }
         let mut parsed = Vec::with_capacity(nodes.len());
         for (key, tree) in nodes {
+            if self.is_full {
+                break;
+            }
+            self.filler.next_node();
             match self.node(key, tree) {
                 Some(node) => parsed.push(node),
                 None => {
@@ -305,15 +363,12 @@ impl Parser<'_> {
     }
 
     fn param(&mut self, tree: &Tree, path: &str) -> Vec<(String, Value)> {
-        let tree = self.fill(tree, path);
-        match tree.kind {
-            Kind::Map(members) => members
-                .into_iter()
-                .map(|(key, value)| (key.name, value.into_value()))
-                .collect(),
-            Kind::String(_) if self.open(&tree) => Vec::new(),
-            _ => {
-                self.wrong_kind(&tree, path, "an object of parameters");
+        match self.fill_plain(tree, path) {
+            Value::Map(members) => members,
+            Value::String(_) if self.open(tree) => Vec::new(),
+            other => {
+                let message = format!("found {}; expected an object of parameters", other.kind());
+                self.problem(tree.at, path, message);
                 Vec::new()
             }
         }
@@ -330,6 +385,10 @@ impl Parser<'_> {
             self.wrong_kind(tree, path, "an expression as a text");
             return None;
         };
+        if !self.filler.take_expr(&text) {
+            self.note_size(tree.at, path);
+            return None;
+        }
         match Expr::parse(&text) {
             Ok(it) => Some(Placed { at: tree.at, it }),
             Err(error) => {
@@ -355,10 +414,11 @@ impl Parser<'_> {
         let mut fine = true;
         for piece in &pieces {
             if let fill::Piece::Name { name, .. } = piece
-                && matches!(self.filling.find(name), Named::Value(value) if !integer(value))
+                && matches!(self.filler.find(name), Named::Value(_, value) if !integer(value))
             {
                 let message = format!(
-                    "the parameter `{name}` stands inside an expression; expected an integer"
+                    "the parameter `{}` stands inside an expression; expected an integer",
+                    shown(name)
                 );
                 self.problem(tree.at, path, message);
                 fine = false;
@@ -412,8 +472,10 @@ impl Parser<'_> {
             }
         };
         self.executor(members, path);
-        let filled = fill::value(tree, self.filling, &mut |_, _: &str| {});
-        Some((action?, filled.into_value()))
+        // What is no parameter here is the environment's, or was reported.
+        let filled = self.filler.plain(tree, &mut |_, _: &str| {});
+        self.note_size(tree.at, path);
+        Some((action?, filled))
     }
 
     /// A text field that must be there, filled.
@@ -448,8 +510,11 @@ impl Parser<'_> {
         };
         let path = format!("{path}.cmd");
         let words = match &tree.kind {
-            Kind::String(text) => match fill::words(text, self.filling) {
-                Ok(words) => words,
+            Kind::String(text) => match fill::words(text, &mut self.filler) {
+                Ok(words) => {
+                    self.note_size(tree.at, &path);
+                    words
+                }
                 Err(message) => {
                     self.problem(tree.at, &path, message);
                     return None;
@@ -555,7 +620,11 @@ impl Parser<'_> {
     /// A text that the environment of the node's machine completes.
     fn env_text(&mut self, tree: &Tree, path: &str) -> Option<EnvText> {
         match &tree.kind {
-            Kind::String(text) => Some(fill::env_text(text, self.filling)),
+            Kind::String(text) => {
+                let text = self.filler.env_text(text);
+                self.note_size(tree.at, path);
+                Some(text)
+            }
             Kind::Number(text) => Some(EnvText::literal(text)),
             Kind::Bool(value) => Some(EnvText::literal(value.to_string())),
             _ => {

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Key, Kind, MAX_DEPTH, Place, Problem, Tree};
+use super::{Budget, Key, Kind, MAX_DEPTH, MAX_PROBLEMS, MAX_VALUES, Place, Problem, Tree};
 
 /// Which JSON is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +24,21 @@ pub enum Dialect {
 ///
 /// The error holds the first syntax error, after all duplicate keys that came before it.
 pub fn read(text: &str, dialect: Dialect) -> Result<Tree, Vec<Problem>> {
+    read_within(text, dialect, &mut Budget::of(MAX_VALUES))
+}
+
+/// The same, and no more values than `budget` has left.
+pub fn read_within(
+    text: &str,
+    dialect: Dialect,
+    budget: &mut Budget,
+) -> Result<Tree, Vec<Problem>> {
     let mut reader = Reader {
         rest: text,
         at: Place { line: 1, column: 1 },
         dialect,
         duplicates: Vec::new(),
+        budget,
     };
     let read = reader.document();
     let mut problems = reader.duplicates;
@@ -76,14 +86,15 @@ pub(super) fn number_length(text: &str) -> Option<usize> {
     Some(length)
 }
 
-struct Reader<'a> {
+struct Reader<'a, 'b> {
     rest: &'a str,
     at: Place,
     dialect: Dialect,
     duplicates: Vec<Problem>,
+    budget: &'b mut Budget,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> Reader<'a, '_> {
     fn document(&mut self) -> Result<Tree, Problem> {
         self.skip_space();
         let tree = self.value(0)?;
@@ -157,6 +168,7 @@ impl<'a> Reader<'a> {
             let message = format!("nested deeper than {MAX_DEPTH} levels");
             return Err(Problem::in_text(at, message));
         }
+        self.budget.take(1, at)?;
         let kind = match self.peek() {
             Some('{') => self.map(depth)?,
             Some('[') => self.list(depth)?,
@@ -240,6 +252,8 @@ impl<'a> Reader<'a> {
                 Some(',') => self.next(),
                 Some(']') => {
                     self.next();
+                    // Half of it may be room for more.
+                    items.shrink_to_fit();
                     return Ok(Kind::List(items));
                 }
                 _ => return Err(self.unexpected("`,` or `]`")),
@@ -273,13 +287,17 @@ impl<'a> Reader<'a> {
             if seen.insert(name.clone()) {
                 members.push((Key { at, name }, value));
             } else {
-                self.duplicates.push(duplicate(at, &name));
+                // More than these are not shown.
+                if self.duplicates.len() <= MAX_PROBLEMS {
+                    self.duplicates.push(duplicate(at, &name));
+                }
             }
             self.skip_space();
             match self.peek() {
                 Some(',') => self.next(),
                 Some('}') => {
                     self.next();
+                    members.shrink_to_fit();
                     return Ok(Kind::Map(members));
                 }
                 _ => return Err(self.unexpected("`,` or `}`")),

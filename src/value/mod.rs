@@ -13,13 +13,21 @@ pub mod yaml;
 use std::fmt;
 
 use serde::de::Error as _;
-use serde::ser::{Error as _, SerializeMap, SerializeSeq};
+use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// Deepest nesting of lists and maps that is read, in levels. Far above real templates, far
 /// below what a stack holds.
 pub const MAX_DEPTH: usize = 128;
+
+/// Most values in one text where nothing smaller is asked for: lists, maps and what is in them,
+/// keys excepted. A template of 100,000 nodes has about a million. A value takes up to 150 bytes
+/// of memory, and as little as two bytes of text.
+pub const MAX_VALUES: usize = 4_000_000;
+
+/// Most problems that are reported of one input. A text of a few megabytes can have a million.
+pub const MAX_PROBLEMS: usize = 1_000;
 
 /// A place in a text. Lines and columns count from 1, columns in characters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,6 +95,38 @@ impl Value {
         }
     }
 
+    /// Bytes of all its texts, names of members among them.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        match self {
+            Self::Null | Self::Bool(_) => 4,
+            Self::Number(text) | Self::String(text) => text.len(),
+            Self::List(items) => items.iter().map(Self::text_bytes).sum(),
+            Self::Map(members) => members
+                .iter()
+                .map(|(name, value)| name.len() + value.text_bytes())
+                .sum(),
+        }
+    }
+
+    /// Memory that it takes, in bytes; approximate.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        // The value itself, and what an allocation takes beside its content.
+        const VALUE: usize = 64;
+        const NAME: usize = 56;
+        VALUE
+            + match self {
+                Self::Null | Self::Bool(_) => 0,
+                Self::Number(text) | Self::String(text) => text.len(),
+                Self::List(items) => items.iter().map(Self::memory).sum(),
+                Self::Map(members) => members
+                    .iter()
+                    .map(|(name, value)| NAME + name.len() + value.memory())
+                    .sum(),
+            }
+    }
+
     /// The member `name` of a map.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {
@@ -121,23 +161,11 @@ impl Serialize for Value {
         match self {
             Self::Null => serializer.serialize_unit(),
             Self::Bool(value) => serializer.serialize_bool(*value),
-            Self::Number(text) => RawValue::from_string(text.clone())
-                .map_err(S::Error::custom)?
-                .serialize(serializer),
+            Self::Number(text) => serialize_number(text, serializer),
             Self::String(text) => serializer.serialize_str(text),
-            Self::List(items) => {
-                let mut list = serializer.serialize_seq(Some(items.len()))?;
-                for item in items {
-                    list.serialize_element(item)?;
-                }
-                list.end()
-            }
+            Self::List(items) => serializer.collect_seq(items),
             Self::Map(members) => {
-                let mut map = serializer.serialize_map(Some(members.len()))?;
-                for (name, value) in members {
-                    map.serialize_entry(name, value)?;
-                }
-                map.end()
+                serializer.collect_map(members.iter().map(|(name, value)| (name, value)))
             }
         }
     }
@@ -226,6 +254,29 @@ impl Tree {
     }
 }
 
+impl Serialize for Tree {
+    /// As the value without its places.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.kind {
+            Kind::Null => serializer.serialize_unit(),
+            Kind::Bool(value) => serializer.serialize_bool(*value),
+            Kind::Number(text) => serialize_number(text, serializer),
+            Kind::String(text) => serializer.serialize_str(text),
+            Kind::List(items) => serializer.collect_seq(items),
+            Kind::Map(members) => {
+                serializer.collect_map(members.iter().map(|(key, tree)| (&key.name, tree)))
+            }
+        }
+    }
+}
+
+/// A number as it was written; `serde_json` only.
+fn serialize_number<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    RawValue::from_string(text.to_owned())
+        .map_err(S::Error::custom)?
+        .serialize(serializer)
+}
+
 impl From<&Value> for Tree {
     /// A tree without places, for objects that come from an API and not from a text.
     fn from(value: &Value) -> Self {
@@ -264,6 +315,8 @@ pub struct Problem {
     pub path: String,
     /// What is wrong and what was expected.
     pub message: String,
+    /// Whether the input, or what it means, is larger than allowed.
+    pub too_large: bool,
 }
 
 impl Problem {
@@ -274,6 +327,16 @@ impl Problem {
             at,
             path: String::new(),
             message: message.into(),
+            too_large: false,
+        }
+    }
+
+    /// The problem of an input that is larger than allowed, or means more than allowed.
+    #[must_use]
+    pub fn too_large(at: Place, message: impl Into<String>) -> Self {
+        Self {
+            too_large: true,
+            ..Self::in_text(at, message)
         }
     }
 }
@@ -304,10 +367,28 @@ impl Problems {
     #[must_use]
     pub fn new(source: impl Into<String>, mut list: Vec<Problem>) -> Self {
         list.sort_by_key(|problem| problem.at);
+        if let Some(more) = list
+            .len()
+            .checked_sub(MAX_PROBLEMS)
+            .filter(|more| *more > 0)
+        {
+            let too_large = list.iter().any(|problem| problem.too_large);
+            list.truncate(MAX_PROBLEMS);
+            let at = list.last().map_or(Place::NONE, |problem| problem.at);
+            let mut rest = Problem::in_text(at, format!("and {more} more problems"));
+            rest.too_large = too_large;
+            list.push(rest);
+        }
         Self {
             source: source.into(),
             list,
         }
+    }
+
+    /// Whether the input, or what it means, is larger than allowed.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        self.list.iter().any(|problem| problem.too_large)
     }
 }
 
@@ -360,8 +441,51 @@ impl Format {
     }
 }
 
-/// Reads JSON or YAML. `dialect` says whether bare `$name` may stand for a value in JSON.
+/// How many values may still be read. One budget can serve several texts.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    most: usize,
+    left: usize,
+}
+
+impl Budget {
+    /// So many values in all.
+    #[must_use]
+    pub fn of(values: usize) -> Self {
+        Self {
+            most: values,
+            left: values,
+        }
+    }
+
+    /// Takes some values away; an error where there are not so many left.
+    fn take(&mut self, values: usize, at: Place) -> Result<(), Problem> {
+        match self.left.checked_sub(values) {
+            Some(left) => {
+                self.left = left;
+                Ok(())
+            }
+            None => Err(Problem::too_large(
+                at,
+                format!("more than {} values; expected fewer", self.most),
+            )),
+        }
+    }
+}
+
+/// Reads JSON or YAML of at most [`MAX_VALUES`] values. `dialect` says whether bare `$name` may
+/// stand for a value in JSON.
 pub fn read(text: &str, format: Format, dialect: json::Dialect) -> Result<Tree, Vec<Problem>> {
+    read_within(text, format, dialect, &mut Budget::of(MAX_VALUES))
+}
+
+/// Reads JSON or YAML, and no more values than `budget` has left.
+pub fn read_within(
+    text: &str,
+    format: Format,
+    dialect: json::Dialect,
+    budget: &mut Budget,
+) -> Result<Tree, Vec<Problem>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
         let start = Place { line: 1, column: 1 };
@@ -371,7 +495,7 @@ pub fn read(text: &str, format: Format, dialect: json::Dialect) -> Result<Tree, 
         )]);
     }
     match format {
-        Format::Json => json::read(text, dialect),
-        Format::Yaml => yaml::read(text),
+        Format::Json => json::read_within(text, dialect, budget),
+        Format::Yaml => yaml::read_within(text, budget),
     }
 }

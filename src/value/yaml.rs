@@ -10,15 +10,33 @@ use std::collections::{BTreeMap, BTreeSet};
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
 use super::json::{duplicate, number_length};
-use super::{Key, Kind, MAX_DEPTH, Place, Problem, Tree};
+use super::{Budget, Key, Kind, MAX_DEPTH, MAX_PROBLEMS, MAX_VALUES, Place, Problem, Tree};
 
 /// Most values that aliases may add to one document. A document can double itself with every
 /// alias; real ones do not come near.
 const MAX_ALIASED: usize = 100_000;
 
+/// Most bytes of texts that anchors and aliases may copy in one document. Values alone do not
+/// bound them: one value can be a text of a megabyte.
+const MAX_COPIED: usize = 16 * 1024 * 1024;
+
 /// Reads one YAML document.
 pub fn read(text: &str) -> Result<Tree, Vec<Problem>> {
-    let mut builder = Builder::default();
+    read_within(text, &mut Budget::of(MAX_VALUES))
+}
+
+/// The same, and no more values than `budget` has left. What an anchor or an alias copies counts
+/// as if it were written there.
+pub fn read_within(text: &str, budget: &mut Budget) -> Result<Tree, Vec<Problem>> {
+    let mut builder = Builder {
+        open: Vec::new(),
+        anchors: BTreeMap::new(),
+        aliased: 0,
+        copied: 0,
+        root: None,
+        problems: Vec::new(),
+        budget,
+    };
     for event in Parser::new_from_str(text) {
         let taken = match event {
             Ok((event, span)) => builder.take(event, place(span)),
@@ -72,16 +90,18 @@ enum OpenKind {
     },
 }
 
-#[derive(Default)]
-struct Builder {
+struct Builder<'b> {
     open: Vec<Open>,
     anchors: BTreeMap<usize, Tree>,
     aliased: usize,
+    /// Bytes of texts that were copied.
+    copied: usize,
     root: Option<Tree>,
     problems: Vec<Problem>,
+    budget: &'b mut Budget,
 }
 
-impl Builder {
+impl Builder<'_> {
     fn take(&mut self, event: Event<'_>, at: Place) -> Result<(), Problem> {
         let tag = match &event {
             Event::Scalar(_, _, _, tag)
@@ -102,6 +122,9 @@ impl Builder {
                         ..
                     })
                 );
+                if !is_key {
+                    self.budget.take(1, at)?;
+                }
                 let kind = if is_key || style != ScalarStyle::Plain {
                     Kind::String(text.into_owned())
                 } else {
@@ -121,8 +144,14 @@ impl Builder {
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
                 Some(Open { at, anchor, kind }) => {
                     let kind = match kind {
-                        OpenKind::List(items) => Kind::List(items),
-                        OpenKind::Map { members, .. } => Kind::Map(members),
+                        OpenKind::List(mut items) => {
+                            items.shrink_to_fit();
+                            Kind::List(items)
+                        }
+                        OpenKind::Map { mut members, .. } => {
+                            members.shrink_to_fit();
+                            Kind::Map(members)
+                        }
                     };
                     self.close(Tree { at, kind }, anchor)
                 }
@@ -132,17 +161,19 @@ impl Builder {
                 )),
             },
             Event::Alias(anchor) => {
-                let Some(tree) = self.anchors.get(&anchor).cloned() else {
+                let Some(tree) = self.anchors.get(&anchor) else {
                     let message = "an alias to an anchor that is not complete here";
                     return Err(Problem::in_text(at, message));
                 };
-                self.aliased = self.aliased.saturating_add(size(&tree));
-                if self.aliased > MAX_ALIASED || depth(&tree) + self.open.len() > MAX_DEPTH {
+                let size = size(tree);
+                self.aliased = self.aliased.saturating_add(size.values);
+                if self.aliased > MAX_ALIASED || depth(tree) + self.open.len() > MAX_DEPTH {
                     let message = format!(
                         "aliases make the document too large (over {MAX_ALIASED} values or {MAX_DEPTH} levels)"
                     );
-                    return Err(Problem::in_text(at, message));
+                    return Err(Problem::too_large(at, message));
                 }
+                let tree = copy(tree, size, at, &mut self.copied, self.budget)?;
                 self.close(tree, 0)
             }
             Event::DocumentStart(_) if self.root.is_some() => {
@@ -162,6 +193,7 @@ impl Builder {
             let message = format!("nested deeper than {MAX_DEPTH} levels");
             return Err(Problem::in_text(at, message));
         }
+        self.budget.take(1, at)?;
         self.open.push(Open { at, anchor, kind });
         Ok(())
     }
@@ -169,7 +201,8 @@ impl Builder {
     /// Puts a complete value where it belongs.
     fn close(&mut self, tree: Tree, anchor: usize) -> Result<(), Problem> {
         if anchor > 0 {
-            self.anchors.insert(anchor, tree.clone());
+            let copy = copy(&tree, size(&tree), tree.at, &mut self.copied, self.budget)?;
+            self.anchors.insert(anchor, copy);
         }
         let Some(open) = self.open.last_mut() else {
             self.root = Some(tree);
@@ -188,7 +221,7 @@ impl Builder {
                 Some(key) => {
                     if seen.insert(key.name.clone()) {
                         members.push((key, tree));
-                    } else {
+                    } else if self.problems.len() <= MAX_PROBLEMS {
                         self.problems.push(duplicate(key.at, &key.name));
                     }
                 }
@@ -208,13 +241,58 @@ fn plain(text: String) -> Kind {
     }
 }
 
-/// Values in a tree; its depth is bounded, so the recursion is.
-fn size(tree: &Tree) -> usize {
+/// How much a tree is.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    values: usize,
+    /// Of its texts, keys among them.
+    bytes: usize,
+}
+
+/// The size of a tree; its depth is bounded, so the recursion is.
+fn size(tree: &Tree) -> Size {
+    let own = |bytes: usize| Size { values: 1, bytes };
+    let add = |left: Size, right: Size| Size {
+        values: left.values + right.values,
+        bytes: left.bytes + right.bytes,
+    };
     match &tree.kind {
-        Kind::List(items) => 1 + items.iter().map(size).sum::<usize>(),
-        Kind::Map(members) => 1 + members.iter().map(|(_, value)| size(value)).sum::<usize>(),
-        _ => 1,
+        Kind::Null | Kind::Bool(_) => own(0),
+        Kind::Number(text) | Kind::String(text) => own(text.len()),
+        Kind::List(items) => items.iter().map(size).fold(own(0), add),
+        Kind::Map(members) => members
+            .iter()
+            .map(|(key, value)| {
+                add(
+                    size(value),
+                    Size {
+                        values: 0,
+                        bytes: key.name.len(),
+                    },
+                )
+            })
+            .fold(own(0), add),
     }
+}
+
+/// A copy of a tree of this size, where there is room for it.
+fn copy(
+    tree: &Tree,
+    size: Size,
+    at: Place,
+    copied: &mut usize,
+    budget: &mut Budget,
+) -> Result<Tree, Problem> {
+    budget.take(size.values, at)?;
+    *copied = copied.saturating_add(size.bytes);
+    if *copied > MAX_COPIED {
+        let message = format!(
+            "anchors and aliases make the document too large (over {} MiB of text)",
+            MAX_COPIED / 1024 / 1024
+        );
+        return Err(Problem::too_large(at, message));
+    }
+    Ok(tree.clone())
 }
 
 fn depth(tree: &Tree) -> usize {
@@ -281,6 +359,26 @@ mod tests {
             })
             .collect();
         assert!(read_text(&bomb.concat()).is_err_and(|e| e.contains("aliases make")));
+    }
+
+    #[test]
+    fn aliased_text_beyond_its_bytes_is_refused() {
+        // Few values, 1 MiB each: 20 GB at the limit of values.
+        let text = format!(
+            "a: &x {}\nb: [{}]\n",
+            "x".repeat(1 << 20),
+            "*x, ".repeat(20_000)
+        );
+        assert!(read_text(&text).is_err_and(|e| e.contains("16 MiB of text")));
+    }
+
+    #[test]
+    fn nested_anchors_beyond_their_bytes_are_refused() {
+        // Each anchor keeps all that is below it.
+        let anchors: Vec<String> = (0..100).map(|level| format!("&a{level} [")).collect();
+        let anchors = anchors.concat();
+        let text = format!("{anchors}{}{}", "x".repeat(1 << 20), "]".repeat(100));
+        assert!(read_text(&text).is_err_and(|e| e.contains("16 MiB of text")));
     }
 
     #[test]

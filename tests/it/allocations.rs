@@ -5,6 +5,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use apscli::executor::pod::slim::SlimPod;
+use apscli::template::{Filling, Limits, Params, Template};
+use apscli::value::Value;
 use kube::core::WatchEvent;
 
 use crate::instant::{Shape, play};
@@ -95,4 +97,95 @@ fn an_event_of_a_pod_takes_few_allocations() {
         times <= 54 && bytes <= 6_500,
         "{times} allocations [54], {bytes} bytes [6,500]"
     );
+}
+
+/// What it takes to read and to fill a template in a cluster, in bytes; or the error.
+fn read(text: &str, params: &Params) -> (u64, Result<usize, String>) {
+    let before = TAKEN.get().1;
+    let graph = Template::read_within("t.json", text, Limits::CLUSTER)
+        .and_then(|template| template.graph(Filling::With(params)));
+    let result = match graph {
+        Ok(graph) => Ok(graph.len()),
+        Err(problems) => {
+            assert!(problems.is_too_large(), "{problems}");
+            Err(problems.to_string())
+        }
+    };
+    (TAKEN.get().1 - before, result)
+}
+
+/// 830 KB of a run that meant 1.4 GB.
+#[test]
+fn amplified_parameter_allocates_little_before_it_is_refused() {
+    let node = r#"{"param": {"p": "$big"}, "action": {"type": "cmd", "cmd": "true"}}"#;
+    let nodes: Vec<String> = (0..2_000).map(|at| format!("\"n{at}\": {node}")).collect();
+    let text = format!("{{{}}}", nodes.join(","));
+    for big in [
+        Value::from("x".repeat(700_000)),
+        Value::List(vec![Value::Number("1".to_owned()); 200_000]),
+    ] {
+        let (bytes, result) = read(&text, &Params::from([("big".to_owned(), big)]));
+        let error = result.unwrap_err();
+        assert!(error.contains("the parameter `big`"), "{error}");
+        println!("{bytes} bytes, {error}");
+        assert!(bytes < 150_000_000, "{bytes} bytes");
+    }
+}
+
+/// The smallest values are the worst of their size. What is allocated is more than what is held, as a
+/// list grows by being copied.
+#[test]
+fn template_of_small_values_allocates_no_more_than_its_budget() {
+    let list = |item: &str, times: usize| format!("{{\"a\": [{}1]}}", item.repeat(times));
+    let map = |times: usize| {
+        let members: Vec<String> = (0..times).map(|at| format!("\"{at:x}\":0")).collect();
+        format!("{{\"a\": {{{}}}}}", members.join(","))
+    };
+    for text in [
+        list("1,", 4_000_000),
+        list("[],", 2_500_000),
+        list("{},", 2_500_000),
+        map(600_000),
+    ] {
+        let (bytes, result) = read(&text, &Params::new());
+        let error = result.unwrap_err();
+        assert!(error.contains("more than 500000 values"), "{error}");
+        println!("{bytes} bytes for {} bytes of text", text.len());
+        assert!(bytes < 200_000_000, "{bytes} bytes");
+    }
+}
+
+/// The largest templates that people have, written richly, are far from the limits.
+#[test]
+fn template_of_20_000_nodes_is_read_within_the_limits_of_a_cluster() {
+    let node = |at: usize| {
+        let prev: Vec<String> = match at.checked_sub(100) {
+            Some(before) => (0..3)
+                .map(|step| format!("\"n{}\"", before + step))
+                .collect(),
+            None => Vec::new(),
+        };
+        let expr: Vec<String> = match at.checked_sub(100) {
+            Some(before) => (0..3)
+                .map(|step| format!("n{}==1", before + step))
+                .collect(),
+            None => vec!["1==1".to_owned()],
+        };
+        format!(
+            "\"n{at}\": {{\"id\": {at}, \"prev_nodes\": [{}], \"timeout\": \"5m\",
+              \"decision_expr\": \"{}\",
+              \"action\": {{\"type\": \"cmd\", \"cmd\": \"python3 tools/step.py --region $region --quiet\",
+                            \"env\": {{\"REGION\": \"$region\", \"STEP\": \"{at}\"}}}},
+              \"param\": {{\"host\": \"host-{at}.example\", \"tries\": 3, \"tags\": [\"a\", \"b\"]}}}}",
+            prev.join(","),
+            expr.join("&&")
+        )
+    };
+    let nodes: Vec<String> = (0..20_000).map(node).collect();
+    let text = format!("{{{}}}", nodes.join(","));
+    let params = Params::from([("region".to_owned(), Value::from("eu-central-1"))]);
+    let (bytes, result) = read(&text, &params);
+    println!("{bytes} bytes for {} bytes of text", text.len());
+    assert_eq!(result, Ok(20_000));
+    assert!(bytes < 500_000_000, "{bytes} bytes");
 }

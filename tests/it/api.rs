@@ -398,7 +398,7 @@ fn a_poisoned_object_is_set_apart() {
                 "word",
                 "Unknown variant Perhaps. Expected one of Fail, Retry"
             ),
-            told("kind", "Invalid type sequence. Expected a map"),
+            told("kind", "found `[1]`; expected an object"),
             fine("newer"),
             fine("wild"),
         ]

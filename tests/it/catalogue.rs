@@ -224,3 +224,24 @@ fn one_unreadable_folder_does_not_hide_the_rest() {
     );
     assert_eq!(done.status, 0);
 }
+
+/// The category file is written beside and then put in its place: what waits under that name is not
+/// followed.
+#[test]
+fn no_link_is_written_through() {
+    let place = Place::new();
+    place.write("victim", "mine");
+    template(&place, "t.template");
+    std::fs::create_dir_all(place.path("metadata/x/y")).unwrap();
+    // The program's process has one of the next numbers.
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap();
+    let last: u32 = load.split_whitespace().last().unwrap().parse().unwrap();
+    for at in 1..3000 {
+        let name = format!("metadata/x/y/cat.json.new-{}", last + at);
+        std::os::unix::fs::symlink(place.path("victim"), place.path(&name)).unwrap();
+    }
+    let (status, said) = register(&place, &[]);
+    assert_eq!(status, 0, "{said}");
+    assert_eq!(place.read("victim"), "mine");
+    assert!(place.read("metadata/x/y/cat.json").contains("t.template"));
+}

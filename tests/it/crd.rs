@@ -88,6 +88,14 @@ fn they_are_printed_written_and_checked() {
     );
     let both = place.apscli(&["crd", "--check", "out", "--write", "out"]);
     assert_eq!(both.status, 2);
+    // Who may write the folder too can have put a link there.
+    place.write("victim", "mine");
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(place.path("victim"), &path).unwrap();
+    let refused = place.apscli(&["crd", "--write", "out"]);
+    assert_eq!(refused.status, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("cannot write out/workflowruns"));
+    assert_eq!(place.read("victim"), "mine");
     place.write("file", "");
     let refused = place.apscli(&["crd", "--write", "file/out"]);
     assert_eq!(refused.status, 2);

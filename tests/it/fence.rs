@@ -42,6 +42,8 @@ pub fn in_peace() -> RwLockReadGuard<'static, ()> {
 pub struct Yard {
     pub place: Place,
     pub program: PathBuf,
+    /// Whether programs run as root, where the test does.
+    root: bool,
 }
 
 /// Makes a program as the user without rights, where the test itself is root.
@@ -77,9 +79,28 @@ impl Yard {
         fs::set_permissions(place.path("probe.py"), fs::Permissions::from_mode(0o755)).unwrap();
         place.write("without.py", WITHOUT);
         place.write("apart.py", APART);
-        let yard = Self { place, program };
+        let yard = Self {
+            place,
+            program,
+            root: false,
+        };
         own(yard.place.dir.path());
         yard
+    }
+
+    /// One in which root runs the program; none: the test is not root.
+    fn of_root() -> Option<Self> {
+        if !geteuid().is_root() {
+            let _ = writeln!(std::io::stderr(), "SKIPPED: not root");
+            return None;
+        }
+        let mut yard = Self::new();
+        yard.root = true;
+        // As root's own directories are.
+        let dir = yard.place.dir.path();
+        chown(dir, Some(0), Some(0)).unwrap();
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+        Some(yard)
     }
 
     fn command(&self, before: &[&str], args: &[&str]) -> Command {
@@ -99,7 +120,7 @@ impl Yard {
             .env("CANARY", "a secret of whoever runs it")
             .stdin(Stdio::null());
         // This one gives up its rights itself, once it has made a network of its own.
-        if !before.contains(&"apart.py") {
+        if !self.root && !before.contains(&"apart.py") {
             demote(&mut command);
         }
         command
@@ -194,10 +215,26 @@ fn nodes(form: &str, all: &[(&str, Option<&str>)]) -> BTreeMap<String, Value> {
 struct Victim(Child);
 
 impl Victim {
-    fn new() -> Self {
+    fn new(root: bool) -> Self {
         let mut command = Command::new("sleep");
         command.arg("1000").env("TOKEN", "secret");
-        Self(demote(&mut command).spawn().unwrap())
+        if !root {
+            demote(&mut command);
+        }
+        Self(command.spawn().unwrap())
+    }
+
+    /// Its limits, policy and priorities.
+    fn settings(&self) -> String {
+        let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", self.pid())).unwrap();
+        let stat = read("stat");
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        // priority, nice; rt_priority, policy.
+        let own = [15, 16, 37, 38].map(|at| fields[at]);
+        let status = read("status");
+        let cpus = status.lines().find(|it| it.starts_with("Cpus_allowed:"));
+        format!("{own:?} {cpus:?} {}", read("limits"))
     }
 
     fn pid(&self) -> String {
@@ -222,15 +259,33 @@ struct Prey {
     _elsewhere: Place,
 }
 
+/// Mode, owner and times of a file.
+fn marks(path: &str) -> (u32, u32, u32, i64, i64) {
+    use std::os::unix::fs::MetadataExt;
+    let it = fs::metadata(path).unwrap();
+    (it.mode(), it.uid(), it.gid(), it.mtime(), it.mtime_nsec())
+}
+
 impl Prey {
-    fn new() -> Self {
-        let victim = Victim::new();
+    fn new(yard: &Yard) -> Self {
+        let root = yard.root;
+        let own = |path: &Path| {
+            if !root {
+                own(path);
+            }
+        };
+        let victim = Victim::new(root);
         // Beside the template's folder, which may be read.
         let elsewhere = Place::new();
         own(elsewhere.dir.path());
         let secret = elsewhere.write("outside/token", "secret");
         own(&secret);
         own(secret.parent().unwrap());
+        let changed = elsewhere.write("marks/file", "");
+        own(&changed);
+        own(changed.parent().unwrap());
+        let readable = yard.place.write("readable", "");
+        own(&readable);
         let secret = secret.display().to_string();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -245,6 +300,8 @@ impl Prey {
             pid: victim.pid(),
             written: secret.replace("token", "written"),
             moved: secret.replace("token", "moved"),
+            changed: changed.display().to_string(),
+            readable: readable.display().to_string(),
             secret,
             tcp: tcp.local_addr().unwrap().to_string(),
             udp: udp.local_addr().unwrap().to_string(),
@@ -258,6 +315,16 @@ impl Prey {
             _unix: [unix, unnamed],
             _elsewhere: elsewhere,
         }
+    }
+
+    /// What a node must not change of it.
+    fn state(&self) -> impl PartialEq + std::fmt::Debug + use<> {
+        let Targets {
+            changed, readable, ..
+        } = &self.targets;
+        let parent = Path::new(changed).parent().unwrap();
+        let files = [changed, readable, parent.to_str().unwrap()].map(marks);
+        (files, self.victim.settings())
     }
 
     /// Nothing has come to it.
@@ -279,11 +346,12 @@ impl Prey {
     /// Takes away what came through where there was no fence.
     fn tidy(&self, yard: &Yard) {
         for left in [
-            "link", "inside", "script", "device", "followed", "hard", "mine", "owned",
+            "link", "inside", "script", "device", "followed", "hard", "mine", "owned", "out", "s",
+            "new", "node",
         ] {
             let _ = fs::remove_file(yard.place.path(left));
         }
-        for left in ["here", "there"] {
+        for left in ["here", "there", "own", "wide"] {
             let _ = fs::remove_dir_all(yard.place.path(left));
         }
         for left in [&self.targets.written, &self.targets.moved] {
@@ -302,18 +370,23 @@ fn with_a_file_open(secret: &str) -> [&str; 4] {
 fn every_way_out_is_closed() {
     let _peace = in_peace();
     let yard = Yard::new();
-    let mut prey = Prey::new();
+    let mut prey = Prey::new(&yard);
     let secret = prey.targets.secret.clone();
     let before = with_a_file_open(&secret);
     let probes = probes(&prey.targets);
     for form in ["cmd", "api"] {
         let all = nodes_of(form, &probes);
+        let state = prey.state();
         let fenced = yard.run(&before, &all, &["--sandbox"]);
         all_said(&fenced, form, &probes, |it| it.fenced_as(form));
         prey.is_untouched();
-        let free = yard.run(&before, &all, &[]);
+        assert_eq!(prey.state(), state, "{form}");
+        // Without a sandbox these harm whoever runs them.
+        let harmless = |it: &&Probe| !["limit_parent", "users_priority"].contains(&it.name);
+        let harmless: Vec<Probe> = probes.iter().filter(harmless).cloned().collect();
+        let free = yard.run(&before, &nodes_of(form, &harmless), &[]);
         let open = |it: &Probe| if it.free { "open" } else { "*" };
-        all_said(&free, form, &probes, open);
+        all_said(&free, form, &harmless, open);
         assert!(Path::new(&prey.targets.written).exists());
         prey.tidy(&yard);
         // What has come meanwhile.
@@ -537,28 +610,231 @@ fn everything(form: &str, probes: &[Probe]) -> BTreeMap<String, Value> {
     all
 }
 
-/// Who is root is so there without what root may.
+/// Root's own Python may stand where nothing is read.
+fn with_python() -> [String; 3] {
+    let python = PYTHON.parent().unwrap().parent().unwrap();
+    ["--sandbox", "--sandbox-read", python.to_str().unwrap()].map(str::to_owned)
+}
+
+/// A node that root starts is another user, to whom nothing of root's is open.
 #[test]
-fn root_has_no_powers() {
-    if !geteuid().is_root() {
-        let _ = writeln!(std::io::stderr(), "SKIPPED: not root");
-        return;
-    }
+fn root_node_every_way_out_is_closed() {
     let _peace = in_peace();
-    let place = Place::new();
-    let probe = place.write("probe.py", PROBE);
-    fs::set_permissions(probe, fs::Permissions::from_mode(0o755)).unwrap();
+    let Some(yard) = Yard::of_root() else { return };
+    let mut prey = Prey::new(&yard);
+    let secret = prey.targets.secret.clone();
+    let before = with_a_file_open(&secret);
+    let probes = probes(&prey.targets);
+    let sandbox = with_python();
+    let sandbox = sandbox.each_ref().map(String::as_str);
     for form in ["cmd", "api"] {
-        let template = serde_json::to_string(&nodes(form, &[("chown", None)])).unwrap();
-        // Root's own Python may stand where nothing is read.
-        let python = PYTHON.parent().unwrap().parent().unwrap();
-        let sandbox = ["--sandbox", "--sandbox-read", python.to_str().unwrap()];
-        for (more, expected) in [(&sandbox[..], "EPERM"), (&[], "open")] {
-            let output = place.run(&template, more).json()["output"].clone();
-            assert_eq!(said(&output, "chown"), expected, "{form}");
-            fs::remove_dir_all(place.path("run")).unwrap();
+        let state = prey.state();
+        let fenced = yard.run(&before, &nodes_of(form, &probes), &sandbox);
+        all_said(&fenced, form, &probes, |it| it.fenced_as(form));
+        prey.is_untouched();
+        assert_eq!(prey.state(), state, "{form}");
+        nothing_is_left(&yard);
+    }
+}
+
+/// Each attempt has a user of its own, whose number no other has.
+#[test]
+fn root_nodes_have_users_of_their_own() {
+    let _peace = in_peace();
+    let Some(yard) = Yard::of_root() else { return };
+    let shell = |text: &str| json!({"action": {"type": "cmd", "cmd": ["sh", "-c", text]}});
+    let text =
+        "echo \"[OUTPUT]$$(id -u) $$(id -g) $$(id -G) $$(stat -c %u .)\"; touch x && chmod 700 x";
+    let all: BTreeMap<String, Value> = (0..8).map(|it| (format!("n{it}"), shell(text))).collect();
+    let output = yard.run(&[], &all, &["--sandbox"]);
+    let mut users = BTreeSet::new();
+    for name in all.keys() {
+        assert_eq!(output[name]["status"], "success", "{}", output[name]);
+        let said = said(&output, name);
+        let numbers: Vec<u32> = said.split(' ').map(|it| it.parse().unwrap()).collect();
+        assert!(numbers.len() == 4 && numbers.iter().all(|it| *it == numbers[0]));
+        assert!(numbers[0] >= 50_000 && numbers[0] != NOBODY, "{said}");
+        users.insert(numbers[0]);
+    }
+    assert_eq!(users.len(), all.len());
+}
+
+/// What uses up a machine is ended too where root starts it.
+#[test]
+fn root_node_waste_is_bounded() {
+    let _alone = PROCESSES.write().unwrap_or_else(PoisonError::into_inner);
+    let Some(yard) = Yard::of_root() else { return };
+    let mut all = wastes("1024 MiB of memory");
+    // Root can count what such a program has open, where it may look into other users' processes.
+    all.retain(|(name, _)| *name != "fill_hidden");
+    let nodes = nodes_of_wastes("cmd", &all);
+    let python = with_python();
+    let mut more: Vec<&str> = python.iter().map(String::as_str).collect();
+    more.extend(["--parallel", "4"]);
+    let output = yard.run(&[], &nodes, &more);
+    nothing_is_left(&yard);
+    all_ended(&output, "cmd", &all);
+}
+
+/// Root that cannot become another user starts nothing, whatever the mode.
+#[test]
+fn root_without_setuid_starts_nothing() {
+    let _peace = in_peace();
+    let Some(yard) = Yard::of_root() else { return };
+    let all = nodes("cmd", &[("canary", None)]);
+    for sandbox in ["--sandbox", "--sandbox=best-effort"] {
+        let output = yard.run(&["python3", "without.py", "setuid"], &all, &[sandbox]);
+        let why = reason(&output, "canary");
+        let expected = ["CAP_SETUID is missing", "as a user other than root"];
+        assert!(expected.iter().all(|it| why.contains(it)), "{why}");
+    }
+}
+
+/// Links, directories and paths that change while the launcher looks or decides: nothing outside
+/// changes.
+#[test]
+fn swapped_paths_change_nothing_outside() {
+    let _peace = in_peace();
+    for root in [false, true] {
+        let yard = if root {
+            Yard::of_root()
+        } else {
+            Some(Yard::new())
+        };
+        let Some(yard) = yard else { return };
+        let prey = Prey::new(&yard);
+        let changed = prey.targets.changed.clone();
+        let state = prey.state();
+        let sandbox = with_python();
+        let sandbox = sandbox.each_ref().map(String::as_str);
+        let all = nodes("cmd", &[("race", Some(&changed))]);
+        let output = yard.run(&[], &all, &sandbox);
+        assert_eq!(said(&output, "race"), "open");
+        assert_eq!(prey.state(), state, "root: {root}");
+    }
+}
+
+/// What scripts do with their own files, and what libraries do with their own processes.
+#[test]
+fn common_tools_work() {
+    const TOOLS: [&str; 16] = [
+        "chmod +x f && ./f",
+        "chmod 755 $PWD/f && touch f && touch -d 2001-01-01 f && test $(stat -c %Y f) = 978307200",
+        "cp -p f g && cp -a d e && test e/x -ot f",
+        "ln -s f l && touch -h l && ls -l",
+        "chmod 700 f && tar cf t.tar f d && mkdir o && tar xpf t.tar -C o && test -x o/f",
+        "install -m 700 f i && sed -i s/true/false/ i",
+        "mktemp && mktemp -d",
+        "nice -n 3 true && { ulimit -c 0; ulimit -n 99; }",
+        "echo x > /dev/stderr && echo x > /dev/stdout",
+        "! command -v git || { git init -q r && test -d r/.git; }",
+        "python3 -c 'import threading as t; x = t.Thread(target=print); x.start(); x.join()'",
+        "python3 -c 'import tempfile, os; f = tempfile.TemporaryFile(); os.fchmod(f.fileno(), 384)'",
+        "python3 -c 'import shutil; shutil.copytree(\"d\", \"dd\"); shutil.copy2(\"f\", \"h\")'",
+        "python3 -c 'import os; os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))'",
+        "python3 -c 'import resource as r; r.setrlimit(r.RLIMIT_CORE, (0, 0))'",
+        "umask 022 && mkdir -p q/r && cp -r q s && mv s u && rm -r u",
+    ];
+    let script = "export GIT_CONFIG_NOSYSTEM=1; printf '#!/bin/sh\ntrue\n' > f; chmod 600 f; mkdir d; touch -d 2000-01-01 d/x\n";
+    let _peace = in_peace();
+    for root in [false, true] {
+        let yard = if root {
+            Yard::of_root()
+        } else {
+            Some(Yard::new())
+        };
+        let Some(yard) = yard else { return };
+        let of = |(at, tool): (usize, &&str)| {
+            let text = format!("set -e; {script}{tool}").replace('$', "$$");
+            let action = json!({"type": "cmd", "cmd": ["sh", "-c", text]});
+            (
+                format!("n{at}"),
+                json!({"action": action, "timeout": "60s"}),
+            )
+        };
+        let all: BTreeMap<String, Value> = TOOLS.iter().enumerate().map(of).collect();
+        let sandbox = with_python();
+        let sandbox = sandbox.each_ref().map(String::as_str);
+        let output = yard.run(&[], &all, &sandbox);
+        for (at, tool) in TOOLS.iter().enumerate() {
+            let node = &output[format!("n{at}")];
+            assert_eq!(node["status"], "success", "root: {root}; {tool}: {node}");
         }
     }
+}
+
+/// Where the launcher cannot be asked, nothing starts, or what it would be asked is refused.
+#[test]
+fn without_listener_nothing_starts() {
+    let _peace = in_peace();
+    let before = ["python3", "without.py", "listener"];
+    an_old_kernel_is_refused(&before, "expected a kernel with user notification");
+}
+
+#[test]
+fn without_listener_best_effort_refuses() {
+    let _peace = in_peace();
+    let yard = Yard::new();
+    let prey = Prey::new(&yard);
+    let mut probes = probes(&prey.targets);
+    probes.retain(|it| !["own_process", "modes_inside", "script"].contains(&it.name));
+    let before = ["python3", "without.py", "listener"];
+    let state = prey.state();
+    for form in ["cmd", "api"] {
+        let mut all = nodes_of(form, &probes);
+        all.append(&mut nodes(form, &[("modes_inside", None)]));
+        let output = yard.run(&before, &all, &["--sandbox=best-effort"]);
+        all_said(&output, form, &probes, |it| match it.name {
+            // Also about its own interpreter.
+            "limit_parent" | "session" => "EPERM",
+            _ => it.fenced_as(form),
+        });
+        assert_eq!(said(&output, "modes_inside"), "EPERM", "{form}");
+    }
+    assert_eq!(prey.state(), state);
+}
+
+/// Every system call that there is a number for, made in the sandbox: what the golden file says is
+/// refused is refused, by the number that it says; and nothing outside changes.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn every_system_call_answers_as_listed() {
+    const CALLS: &str = include_str!("../data/hostile/calls.py");
+    const GOLDEN: &str = include_str!("../data/syscalls.golden");
+    let _peace = in_peace();
+    let yard = Yard::new();
+    let prey = Prey::new(&yard);
+    let state = prey.state();
+    let script = yard.place.write("calls.py", CALLS);
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let lines = || GOLDEN.lines().filter(|it| !it.starts_with('#'));
+    let mut wrong = Vec::new();
+    for (argument, column) in [("0", 2), ("-1", 3)] {
+        let numbers = lines().map(|it| it.split_whitespace().next().unwrap());
+        let mut words = vec!["./calls.py", argument];
+        words.extend(numbers);
+        let node = json!({"action": {"type": "cmd", "cmd": words}, "timeout": "300s"});
+        let all = BTreeMap::from([("a".to_owned(), node)]);
+        let output = yard.run(&[], &all, &["--sandbox"]);
+        let said = said(&output, "a");
+        let said: Vec<&str> = said.split(' ').collect();
+        assert_eq!(said.len(), lines().count(), "{said:?}");
+        for (line, said) in lines().zip(said) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let right = match words[column] {
+                "made" => said != "unknown",
+                // -1 is no process, and 0 is no path.
+                "asked" => ["EPERM", "EFAULT", "EBADF", "EINVAL"].contains(&said),
+                "nothing" => said == "0",
+                expected => said == expected,
+            };
+            if !right {
+                wrong.push(format!("{} with {argument}: {said}, but {line}", words[1]));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(prey.state(), state);
 }
 
 /// Nobody of the same user looks into a launcher; and if the machine ends it, what it has started
@@ -637,7 +913,7 @@ fn a_launcher_hides_and_does_not_die_alone() {
 /// nothing comes of any.
 fn an_old_kernel_is_refused(before: &[&str], what: &str) {
     let yard = Yard::new();
-    let mut prey = Prey::new();
+    let mut prey = Prey::new(&yard);
     let probes = probes(&prey.targets);
     for form in ["cmd", "api"] {
         let all = everything(form, &probes);
@@ -674,7 +950,7 @@ fn without_seccomp_nothing_starts() {
 fn without_landlock_all_else_is_still_closed() {
     let _peace = in_peace();
     let yard = Yard::new();
-    let prey = Prey::new();
+    let prey = Prey::new(&yard);
     let probes = probes(&prey.targets);
     for form in ["cmd", "api"] {
         let all = nodes_of(form, &probes);
@@ -689,7 +965,7 @@ fn without_landlock_all_else_is_still_closed() {
 fn without_seccomp_landlock_still_closes() {
     let _peace = in_peace();
     let yard = Yard::new();
-    let prey = Prey::new();
+    let prey = Prey::new(&yard);
     let by_landlock = |it: &Probe| {
         let closed_by_both = ["tcp", "unix_without_file"].contains(&it.name);
         closed_by_both || it.fenced != it.without_landlock && it.without_landlock == "open"

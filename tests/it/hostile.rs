@@ -15,6 +15,7 @@ pub const WITHOUT: &str = include_str!("../data/hostile/without.py");
 pub const APART: &str = include_str!("../data/hostile/apart.py");
 
 /// One try to get out, and what it says where.
+#[derive(Clone)]
 pub struct Probe {
     pub name: &'static str,
     pub argument: Option<String>,
@@ -36,6 +37,9 @@ pub struct Targets {
     /// Beside it, a file to be made, and another.
     pub written: String,
     pub moved: String,
+    /// A file outside, and one that can be read (the template's).
+    pub changed: String,
+    pub readable: String,
     /// Where somebody listens.
     pub tcp: String,
     pub udp: String,
@@ -47,6 +51,7 @@ pub struct Targets {
 const PERM: &str = "EPERM";
 const ACCES: &str = "EACCES";
 const NOSYS: &str = "ENOSYS";
+const NO_XATTRS: &str = "ENOTSUP|EOPNOTSUPP";
 const OPEN: &str = "open";
 const ANY: &str = "*";
 
@@ -82,17 +87,21 @@ impl Probe {
 }
 
 /// All probes but those of a network.
+#[allow(clippy::too_many_lines, reason = "a table")]
 pub fn probes(targets: &Targets) -> Vec<Probe> {
     let Targets {
         pid,
         secret,
         written,
         moved,
+        changed,
+        readable,
         tcp,
         udp,
         unix,
         no_file,
     } = targets;
+    let (changed, readable) = (Some(&**changed), Some(&**readable));
     let (pid, secret, unix) = (Some(&**pid), Some(&**secret), Some(&**unix));
     let (tcp, udp) = (Some(&**tcp), Some(&**udp));
     let rows: &[(&'static str, Option<&str>, &'static str, &'static str, bool)] = &[
@@ -100,7 +109,7 @@ pub fn probes(targets: &Targets) -> Vec<Probe> {
         ("read", secret, ACCES, OPEN, true),
         ("list", Some("/"), ACCES, OPEN, true),
         ("follow", secret, ACCES, OPEN, true),
-        ("hard_link", secret, "EXDEV|EACCES", OPEN, true),
+        ("hard_link", secret, "EXDEV|EACCES|EPERM", OPEN, true),
         ("write", Some(written), ACCES, OPEN, true),
         ("link_out", Some(written), ACCES, OPEN, true),
         ("move_out", Some(moved), "EXDEV|EACCES", OPEN, true),
@@ -164,7 +173,86 @@ pub fn probes(targets: &Targets) -> Vec<Probe> {
         ("new_privileges", None, PERM, PERM, false),
         ("limits", None, "bounded", "bounded", false),
         ("inherited", None, "EBADF", "EBADF", false),
+        // mode, times, owner and attributes of what is outside, by each call that has them
+        ("chmod_out", changed, PERM, PERM, true),
+        ("chmod_same", changed, PERM, PERM, true),
+        ("chmod2_out", changed, PERM, PERM, false),
+        ("chmod2_nofollow", changed, PERM, PERM, false),
+        ("chmod_directory", changed, PERM, PERM, true),
+        ("chmod_link", changed, PERM, PERM, true),
+        ("chmod_up", changed, PERM, PERM, true),
+        ("chmod_at", changed, "EACCES", PERM, true),
+        ("chmod_read_only", readable, PERM, PERM, true),
+        ("chmod_by_number", readable, PERM, PERM, true),
+        ("chmod_empty_path", readable, PERM, PERM, false),
+        (
+            "chmod_parent_link",
+            changed,
+            "EPERM|ELOOP",
+            "EPERM|ELOOP",
+            false,
+        ),
+        ("times_out", changed, PERM, PERM, true),
+        ("times_now", changed, PERM, PERM, true),
+        ("times_link", changed, PERM, PERM, true),
+        ("times_read_only", readable, PERM, PERM, true),
+        #[cfg(target_arch = "x86_64")]
+        ("times_utime", changed, PERM, PERM, true),
+        #[cfg(target_arch = "x86_64")]
+        ("times_utimes", changed, PERM, PERM, true),
+        #[cfg(target_arch = "x86_64")]
+        ("times_futimesat", changed, PERM, PERM, true),
+        ("chown_out", changed, PERM, PERM, true),
+        ("chown_link", changed, PERM, PERM, true),
+        ("chown_read_only", readable, PERM, PERM, true),
+        ("set_attribute", changed, NO_XATTRS, NO_XATTRS, false),
+        ("get_attribute", changed, NO_XATTRS, NO_XATTRS, false),
+        ("list_attributes", changed, NO_XATTRS, NO_XATTRS, false),
+        ("remove_attribute", changed, NO_XATTRS, NO_XATTRS, false),
+        (
+            "set_attribute_read_only",
+            readable,
+            NO_XATTRS,
+            NO_XATTRS,
+            false,
+        ),
+        ("set_user_id", None, PERM, PERM, true),
+        ("set_group_id", None, PERM, PERM, true),
+        ("set_user_id_open", None, PERM, PERM, true),
+        ("set_group_id_open", None, PERM, PERM, true),
+        ("set_user_id_mknod", None, PERM, PERM, true),
+        ("openat2", None, NOSYS, NOSYS, true),
+        ("watch", None, NOSYS, NOSYS, true),
+        ("watch_add", None, PERM, PERM, true),
+        ("notice", None, PERM, PERM, false),
+        ("lease", readable, PERM, PERM, false),
+        ("flags_read_only", readable, "ENOTTY", "ENOTTY", false),
+        ("mounts", None, NOSYS, NOSYS, false),
+        // processes by their numbers
+        ("get_affinity", pid, PERM, PERM, true),
+        ("get_scheduler", pid, PERM, PERM, true),
+        ("get_param", pid, PERM, PERM, true),
+        ("get_attr", pid, PERM, PERM, true),
+        ("get_interval", pid, PERM, PERM, true),
+        ("get_priority", pid, PERM, PERM, true),
+        ("get_io_priority", pid, PERM, PERM, true),
+        ("get_limit", pid, PERM, PERM, true),
+        ("get_clock", pid, PERM, PERM, true),
+        ("get_group", pid, PERM, PERM, true),
+        ("get_session", pid, PERM, PERM, true),
+        ("set_affinity", pid, PERM, PERM, true),
+        ("set_scheduler", pid, PERM, PERM, true),
+        ("set_param", pid, PERM, PERM, true),
+        ("set_attr", pid, PERM, PERM, true),
+        ("set_priority", pid, PERM, PERM, true),
+        ("set_io_priority", pid, PERM, PERM, true),
+        ("set_limit", pid, PERM, PERM, true),
+        ("users_priority", None, PERM, PERM, false),
+        ("groups_priority", pid, PERM, PERM, false),
+        ("limit_parent", None, PERM, PERM, false),
         // what a program must be able to do all the same
+        ("own_process", None, OPEN, OPEN, true),
+        ("modes_inside", None, OPEN, OPEN, false),
         ("pair", None, OPEN, OPEN, true),
         ("clone", None, OPEN, OPEN, true),
         ("write_inside", None, OPEN, OPEN, true),
@@ -207,6 +295,9 @@ pub const TIME: &str = "2s";
 pub fn wastes(memory: &'static str) -> Vec<(&'static str, End)> {
     vec![
         ("fill", End::Over("64 MiB in files")),
+        ("blind", End::Over("64 MiB in files")),
+        ("ask", End::Over("64 MiB in files")),
+        ("shuffle", End::Over("64 MiB in files")),
         ("fill_unnamed", End::Over("64 MiB in files")),
         ("fill_hidden", End::Over(HIDDEN)),
         ("fill_headless", End::Over("64 MiB in files")),

@@ -398,6 +398,122 @@ fn a_stranger_is_not_cut() {
     assert_eq!(place.read("run/journal.jsonl"), "mine\nhalf a line");
 }
 
+fn chmod(path: std::path::PathBuf, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// What a journal says is executed, and logs are written by name.
+#[test]
+fn folder_or_journal_that_others_may_write_is_refused() {
+    use std::os::unix::fs::symlink;
+    const TEMPLATE: &str = r#"{"a": {"action": {"type": "cmd", "cmd": "touch ran"}}}"#;
+    let place = Place::new();
+    place.write("t.template", TEMPLATE);
+    let refused = |args: &[&str], why: &str| {
+        let done = place.apscli(args);
+        assert_eq!(done.status, 2, "{args:?}: {}", done.stderr);
+        assert!(done.stderr.contains(why), "{args:?}: {}", done.stderr);
+        assert!(!place.path("ran").exists(), "{args:?}");
+    };
+    let run = ["run", "--template", "t.template", "--log-dir", "shared"];
+    fs::create_dir(place.path("shared")).unwrap();
+    for mode in [0o777, 0o1777, 0o775] {
+        chmod(place.path("shared"), mode);
+        refused(&run, "can be written by others");
+    }
+    fs::create_dir(place.path("mine")).unwrap();
+    symlink("mine", place.path("link")).unwrap();
+    for link in ["link", "link/", "link/."] {
+        refused(
+            &["run", "--template", "t.template", "--log-dir", link],
+            "is a link",
+        );
+    }
+    assert_eq!(fs::read_dir(place.path("mine")).unwrap().count(), 0);
+    // Logs of somebody else's, below one of one's own.
+    fs::create_dir(place.path("mine/logs")).unwrap();
+    chmod(place.path("mine/logs"), 0o777);
+    let mine = ["run", "--template", "t.template", "--log-dir", "mine"];
+    refused(&mine, "mine/logs can be written by others");
+    fs::remove_dir(place.path("mine/logs")).unwrap();
+
+    assert_eq!(place.apscli(&mine).status, 0);
+    fs::remove_file(place.path("ran")).unwrap();
+    let resume = ["run", "--resume", "mine"];
+    chmod(place.path("mine"), 0o777);
+    refused(&resume, "can be written by others");
+    refused(&["run", "--resume", "link"], "is a link");
+    chmod(place.path("mine"), 0o700);
+    chmod(place.path("mine/journal.jsonl"), 0o666);
+    refused(&resume, "journal.jsonl can be written by others");
+    chmod(place.path("mine/journal.jsonl"), 0o600);
+    fs::rename(place.path("mine/journal.jsonl"), place.path("elsewhere")).unwrap();
+    symlink("../elsewhere", place.path("mine/journal.jsonl")).unwrap();
+    refused(&resume, "cannot open the journal");
+    fs::rename(place.path("elsewhere"), place.path("mine/journal.jsonl")).unwrap();
+    assert_eq!(place.apscli(&resume).status, 0);
+}
+
+/// Root too: the owner of a directory can put anything into it at any time.
+#[test]
+fn folder_of_another_user_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED folder_of_another_user_is_refused: only root can give a folder away");
+        return;
+    }
+    let place = Place::new();
+    place.write(
+        "t.template",
+        r#"{"a": {"action": {"type": "cmd", "cmd": "true"}}}"#,
+    );
+    assert_eq!(
+        place
+            .apscli(&["run", "--template", "t.template", "--log-dir", "run"])
+            .status,
+        0
+    );
+    fs::create_dir(place.path("theirs")).unwrap();
+    for theirs in ["run", "theirs"] {
+        std::os::unix::fs::chown(place.path(theirs), Some(4242), None).unwrap();
+    }
+    for args in [
+        &["run", "--template", "t.template", "--log-dir", "theirs"][..],
+        &["run", "--resume", "run"],
+    ] {
+        let done = place.apscli(args);
+        assert_eq!(done.status, 2);
+        assert!(
+            done.stderr
+                .contains("belongs to the user 4242, and you are 0"),
+            "{}",
+            done.stderr
+        );
+    }
+}
+
+#[test]
+fn no_link_in_a_runs_folder_is_followed() {
+    use std::os::unix::fs::symlink;
+    let place = Place::new();
+    place.write(
+        "t.template",
+        r#"{"a": {"action": {"type": "cmd", "cmd": "echo said"}}}"#,
+    );
+    place.write("victim", "");
+    let log = |name: &str| format!("run/{name}");
+    for name in ["logs/a.log", "guard.lock", "journal.jsonl"] {
+        let _ = fs::remove_dir_all(place.path("run"));
+        fs::create_dir_all(place.path("run/logs")).unwrap();
+        symlink(place.path("victim"), place.path(&log(name))).unwrap();
+        let done = place.apscli(&["run", "--template", "t.template", "--log-dir", "run"]);
+        // Of a log nothing else hangs on it.
+        let expected = if name.starts_with("logs") { 0 } else { 2 };
+        assert_eq!(done.status, expected, "{name}: {}", done.stderr);
+        assert_eq!(place.read("victim"), "", "{name}");
+    }
+}
+
 /// Only its owner may read parameters, and what nodes say, whatever the umask is.
 #[test]
 fn the_runs_folder_is_private() {

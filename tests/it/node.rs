@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use apscli::engine::event::{Ending, KillCause, Outcome};
 use apscli::engine::spec::{Action, Api, Cmd, EnvPart, EnvText};
-use apscli::executor::decision::{ENV, Work, secret_token};
+use apscli::executor::decision::{self, ENV, Work, secret_token};
 use apscli::executor::frame;
+use apscli::executor::scripts::manifest;
 use apscli::value::Value;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -377,6 +378,56 @@ fn secrets_reach_the_action_and_no_log_or_result_of_ours() {
         "{}",
         pod.errors
     );
+}
+
+/// Whoever may delete and create `ConfigMaps` can put others in the place of a run's scripts.
+#[test]
+fn scripts_other_than_the_decisions_are_not_run() {
+    let place = Place::new();
+    let scripts = place.path("scripts");
+    std::fs::create_dir_all(scripts.join("lib")).unwrap();
+    place.script("scripts/run.sh", "echo ran >> ran");
+    place.write("scripts/lib/jobs.py", "def f(): return 0\n");
+    let sum = |name: &str| {
+        let bytes = std::fs::read(scripts.join(name)).unwrap();
+        (
+            name.to_owned(),
+            decision::hash(&String::from_utf8(bytes).unwrap()),
+        )
+    };
+    let mut work = shell(&place, "");
+    work.folder = scripts.display().to_string();
+    work.scripts = Some(manifest(&["run.sh", "lib/jobs.py"].map(sum).into()));
+    // Not even a secret is read.
+    work.secrets = [("⟦t⟧".to_owned(), place.path("none").display().to_string())].into();
+    if let Action::Cmd(cmd) = &mut work.action {
+        cmd.program = EnvText::literal("./run.sh");
+        cmd.args.clear();
+    }
+    place.script("scripts/run.sh", "echo other >> ran");
+    let pod = run(&place, &work);
+    let Ending::NotStarted(message) = pod.outcome().ending else {
+        panic!("{:?}", pod.outcome())
+    };
+    assert!(
+        message.contains("not those that the run was started with")
+            && message.contains(&work.folder),
+        "{message}"
+    );
+    assert_eq!((pod.status, place.path("ran").exists()), (70, false));
+
+    place.script("scripts/run.sh", "echo ran >> ran");
+    work.secrets.clear();
+    assert_eq!(run(&place, &work).outcome().ending, Ending::Exited(0));
+    place.write("scripts/lib/json.py", "");
+    assert!(matches!(
+        run(&place, &work).outcome().ending,
+        Ending::NotStarted(_)
+    ));
+    // A decision of an operator that knew of no such hash.
+    work.scripts = None;
+    assert_eq!(run(&place, &work).outcome().ending, Ending::Exited(0));
+    assert_eq!(place.read("ran"), "ran\nran\n");
 }
 
 #[test]

@@ -76,7 +76,8 @@ pub fn get(address: &str, path: &str) -> String {
 #[test]
 fn it_waits_for_its_resources_and_ends_when_asked_to() {
     let dir = TempDir::new().unwrap();
-    let words = ["--listen=127.0.0.1:0", "--log-format=json"];
+    let socket = format!("--probe-socket={}", dir.path().join("probes").display());
+    let words = ["--listen=127.0.0.1:0", "--log-format=json", &socket];
     let mut child = Guarded(command(&dir, empty_api(), &words).spawn().unwrap());
     let stderr = child.0.stderr.take().unwrap();
     let mut lines = BufReader::new(stderr).lines().map(|line| {
@@ -102,6 +103,19 @@ fn it_waits_for_its_resources_and_ends_when_asked_to() {
     assert!(
         ready.contains("the resources of apscli.dev/v1alpha1: not served by the API"),
         "{ready}"
+    );
+    let probe = |what: &str| {
+        let words = ["operator", &socket, what];
+        let program = env!("CARGO_BIN_EXE_apscli");
+        Command::new(program).args(words).output().unwrap()
+    };
+    assert_eq!(probe("--check=live").status.code(), Some(0));
+    let ready = probe("--check=ready");
+    assert_eq!(ready.status.code(), Some(1));
+    let why = String::from_utf8(ready.stderr).unwrap();
+    assert!(
+        why.contains("apscli.dev/v1alpha1: not served by the API"),
+        "{why}"
     );
     let metrics = get(address, "/metrics");
     assert!(metrics.contains("\napscli_leads 0\n"), "{metrics}");

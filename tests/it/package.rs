@@ -310,6 +310,52 @@ fn a_program_that_is_not_there_is_noted() {
 }
 
 #[test]
+fn dot_files_are_left_out_and_noted() {
+    let place = place(NODE);
+    for name in [".env", ".netrc", ".cache/token", "lib/.hidden", "lib/seen"] {
+        place.write(&format!("meta/svc/{name}"), "secret");
+    }
+    std::os::unix::fs::symlink(".env", place.path("meta/svc/settings")).unwrap();
+    let done = package(&place);
+    assert_eq!(done.status, 0, "{}", done.stderr);
+    for name in [".env", ".netrc", ".cache", "lib/.hidden", "settings"] {
+        let note = format!(
+            "note: {} is left out",
+            place.path("meta/svc").join(name).display()
+        );
+        assert!(done.stderr.contains(&note), "{name}: {}", done.stderr);
+    }
+    assert!(done.stderr.contains("--include-dot-files"));
+    let chart = files(&place.path("chart"));
+    let with = |name: &str| chart.keys().any(|path| path.ends_with(name));
+    assert!(
+        with("seen") && !with(".env") && !with("token") && !with("settings"),
+        "{chart:?}"
+    );
+
+    let all = [
+        "package",
+        "meta",
+        "--output",
+        "chart",
+        "--include-dot-files",
+    ];
+    let done = place.apscli(&all);
+    assert_eq!(
+        (done.status, done.stderr.contains("left out")),
+        (0, false),
+        "{}",
+        done.stderr
+    );
+    let chart = files(&place.path("chart"));
+    let with = |name: &str| chart.keys().any(|path| path.ends_with(name));
+    assert!(
+        with(".env") && with("token") && with(".hidden") && with("settings"),
+        "{chart:?}"
+    );
+}
+
+#[test]
 fn somebody_elses_folder_is_not_replaced() {
     let place = place(NODE);
     place.write("chart/Chart.yaml", "name: mine\n");

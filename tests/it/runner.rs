@@ -15,16 +15,17 @@ use apscli::executor::decision::Work;
 use apscli::executor::runner::{Piece, Reply, Request, Script, frame, length};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use crate::fence::in_peace;
 use crate::hostile::WITHOUT;
-use crate::program::{Place, lives, signal, until};
+use crate::program::{Done, Place, lives, signal, until};
 
 struct Runner {
     place: Place,
     process: Child,
     stream: UnixStream,
+    // Last, so that it is kept until the process has ended.
     _peace: RwLockReadGuard<'static, ()>,
 }
 
@@ -63,6 +64,38 @@ impl Runner {
             stream: ours,
             _peace: peace,
         }
+    }
+
+    /// One that serves on a socket in this folder, where there may have been one before.
+    fn served(place: Place) -> Self {
+        let peace = in_peace();
+        let args = [
+            "runner", "--socket", "socket", "--folder", "runner", "--slots", "2",
+        ];
+        let mut process = place.command(&args).spawn().unwrap();
+        let path = place.path("socket");
+        let mut stream = None;
+        until("it listens", || {
+            assert_eq!(process.try_wait().unwrap(), None, "it has ended");
+            stream = UnixStream::connect(&path).ok();
+            stream.is_some()
+        });
+        let stream = stream.unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        Self {
+            place,
+            process,
+            stream,
+            _peace: peace,
+        }
+    }
+
+    /// What a liveness probe says.
+    fn check(&self) -> Done {
+        self.place
+            .apscli(&["runner", "--check", "--socket", "socket"])
     }
 
     fn ask(&mut self, request: &Request) {
@@ -344,4 +377,150 @@ fn a_socket_is_for_its_own_user_only() {
     assert!(matches!(hello, Reply::Hello { .. }));
     process.kill().unwrap();
     process.wait().unwrap();
+}
+
+/// What processes of the runner's own user can do to it from outside.
+/// What breaks a runner, and its name.
+type Attack = (&'static str, fn(&Runner));
+
+fn attacks() -> [Attack; 6] {
+    [
+        ("nodes closed", |runner| {
+            let closed = std::fs::Permissions::from_mode(0o000);
+            std::fs::set_permissions(runner.place.path("runner/nodes"), closed).unwrap();
+        }),
+        ("nodes gone", |runner| {
+            let nodes = runner.place.path("runner/nodes");
+            std::fs::rename(nodes, runner.place.path("elsewhere")).unwrap();
+        }),
+        ("logs gone", |runner| {
+            std::fs::remove_dir_all(runner.place.path("runner/logs")).unwrap();
+        }),
+        ("descriptors", |runner| {
+            let few = Rlimit {
+                current: Some(4),
+                maximum: Some(4),
+            };
+            let pid = Pid::from_child(&runner.process);
+            prlimit(Some(pid), Resource::Nofile, few).unwrap();
+        }),
+        ("socket gone", |runner| {
+            std::fs::remove_file(runner.place.path("socket")).unwrap();
+        }),
+        ("socket replaced", |runner| {
+            std::fs::remove_file(runner.place.path("socket")).unwrap();
+            std::fs::write(runner.place.path("socket"), "").unwrap();
+        }),
+    ]
+}
+
+/// A runner that was broken from outside ends, reports nothing that the attack brought about, and
+/// the next one works in the same place.
+#[test]
+fn broken_runner_ends_and_the_next_one_works() {
+    for (name, attack) in attacks() {
+        let mut runner = Runner::served(Place::new());
+        runner.hear();
+        let healthy = runner.check();
+        assert_eq!(healthy.status, 0, "{name}: {}", healthy.stderr);
+        let script = "echo $$ > pid; exec sleep 1000";
+        runner.start("r", "long", &["sh", "-c", script]);
+        assert!(matches!(runner.hear(), Reply::Began { .. }), "{name}");
+        attack(&runner);
+        runner.start("r", "next", &["true"]);
+        until(name, || runner.process.try_wait().unwrap().is_some());
+        let status = runner.process.wait().unwrap();
+        assert_eq!(status.code(), Some(3), "{name}");
+        assert_ne!(runner.check().status, 0, "{name}");
+        let mut told = Vec::new();
+        runner.stream.read_to_end(&mut told).unwrap();
+        let told = String::from_utf8_lossy(&told);
+        assert!(!told.contains("NotStarted"), "{name}: {told}");
+
+        // Restarted, as the kubelet does, in what was left.
+        let place = std::mem::replace(&mut runner.place, Place::new());
+        drop(runner);
+        let mut next = Runner::served(place);
+        next.hear();
+        let healthy = next.check();
+        assert_eq!(healthy.status, 0, "{name}: {}", healthy.stderr);
+        next.start("r", "again", &["true"]);
+        assert!(matches!(next.hear(), Reply::Began { .. }), "{name}");
+        let Reply::Ended { outcome, .. } = next.hear() else {
+            panic!("{name}: no end")
+        };
+        assert_eq!(outcome.ending, Ending::Exited(0), "{name}");
+    }
+}
+
+/// Also one whose connection is its standard input, as an operator's child has it.
+#[test]
+fn broken_child_ends_and_leaves_nothing_running() {
+    let mut runner = Runner::new(&["--slots", "1"]);
+    runner.hear();
+    let script = "setsid sh -c 'echo $$ > pid; sleep 1000' & wait";
+    runner.start("r", "a", &["sh", "-c", script]);
+    runner.hear();
+    let nodes = runner.place.path("runner/nodes");
+    let pid = || {
+        let folder = std::fs::read_dir(&nodes).ok()?.next()?.ok()?.path();
+        let pid = std::fs::read_to_string(folder.join("pid")).ok()?;
+        pid.ends_with('\n').then_some(pid)
+    };
+    until("the process", || pid().is_some());
+    let pid = pid().unwrap();
+    std::fs::set_permissions(&nodes, std::fs::Permissions::from_mode(0o000)).unwrap();
+    assert_eq!(runner.process.wait().unwrap().code(), Some(3));
+    until("its end", || !lives(&pid));
+}
+
+#[test]
+fn check_of_a_stopped_runner_fails_in_time() {
+    let mut runner = Runner::served(Place::new());
+    runner.hear();
+    signal(&runner.process, Signal::STOP);
+    let told = runner.check();
+    signal(&runner.process, Signal::CONT);
+    assert_ne!(told.status, 0);
+    assert!(
+        told.stderr.contains("has not answered within 20 s"),
+        "{}",
+        told.stderr
+    );
+    assert_eq!(runner.check().status, 0);
+}
+
+/// A machine that cannot keep a run's files is not the node's fault, and they can be sent again.
+#[test]
+fn unkept_files_are_lost_and_can_be_sent_again() {
+    let mut runner = Runner::new(&["--slots", "1"]);
+    runner.hear();
+    let files = Request::Files {
+        run: "r".to_owned(),
+        files: vec![Script {
+            path: "hello.sh".to_owned(),
+            mode: 0o555,
+            content: STANDARD.encode("#!/bin/sh\necho '[OUTPUT]hello'\n"),
+        }],
+    };
+    let in_the_way = runner.place.path("runner/scripts/r");
+    std::fs::write(&in_the_way, "").unwrap();
+    runner.ask(&files);
+    runner.start("r", "a", &["./hello.sh"]);
+    assert!(matches!(runner.hear(), Reply::Began { .. }));
+    let Reply::Ended { outcome, .. } = runner.hear() else {
+        panic!("no end")
+    };
+    let Ending::Lost(why) = &outcome.ending else {
+        panic!("{outcome:?}")
+    };
+    assert!(why.contains("cannot keep the files of the run: "), "{why}");
+    std::fs::remove_file(&in_the_way).unwrap();
+    runner.ask(&files);
+    runner.start("r", "a", &["./hello.sh"]);
+    assert!(matches!(runner.hear(), Reply::Began { .. }));
+    let Reply::Ended { outcome, .. } = runner.hear() else {
+        panic!("no end")
+    };
+    assert_eq!(outcome.ending, Ending::Exited(0), "{outcome:?}");
 }

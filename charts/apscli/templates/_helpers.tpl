@@ -56,8 +56,33 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- $shards | toJson -}}
 {{- end -}}
 
+{{- /*
+Who publishes services may start pods in their namespace. In the operator's own that is as much as to be the
+operator, so it must be said.
+*/}}
 {{- define "apscli.sharedNamespace" -}}
-{{ .Values.sharedNamespace | default .Release.Namespace }}
+{{- if and (eq .Values.sharedNamespace .Release.Namespace) (not .Values.allowSharedInReleaseNamespace) -}}
+{{- fail (printf "sharedNamespace: %s is the operator's own namespace, and whoever publishes services there could act as the operator; expected another one, or allowSharedInReleaseNamespace=true" .Release.Namespace) -}}
+{{- end -}}
+{{ .Values.sharedNamespace }}
+{{- end -}}
+
+{{/*
+Whether the admission policies are installed: "true" or nothing. `auto`: where the scope is the cluster, as they are
+objects of no namespace, and the API server has them. A rendering without a cluster (`helm template`) knows groups and
+versions but no kinds; every cluster that the chart is for (1.30) can have them.
+*/}}
+{{- define "apscli.admissionPolicy" -}}
+{{- $group := "admissionregistration.k8s.io/v1" -}}
+{{- $served := .Capabilities.APIVersions.Has (printf "%s/ValidatingAdmissionPolicy" $group) -}}
+{{- $asked := .Capabilities.APIVersions.Has (printf "%s/ValidatingWebhookConfiguration" $group) -}}
+{{- $enabled := .Values.admissionPolicy.enabled | toString -}}
+{{- if or (eq $enabled "true") (and (eq $enabled "auto") (eq .Values.scope "cluster") (or $served (not $asked))) }}true{{ end -}}
+{{- end -}}
+
+{{/* Of objects that are in no namespace: releases of one name may be in several. */}}
+{{- define "apscli.policyName" -}}
+{{ printf "%s.%s" (include "apscli.fullname" .) .Release.Namespace }}
 {{- end -}}
 
 {{/* The namespaces that are served where the scope is not the cluster, as JSON. */}}
@@ -139,4 +164,20 @@ capabilities:
 {{- define "apscli.hook" -}}
 helm.sh/hook: post-delete
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
+{{/* Rights go also when the uninstall job fails; it stays then, for its log. */}}
+{{- define "apscli.rightsHook" -}}
+helm.sh/hook: post-delete
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+{{- end -}}
+
+{{/* All addresses but those of links and of metadata services, as peers of a NetworkPolicy. */}}
+{{- define "apscli.beyondLinks" -}}
+- ipBlock:
+    cidr: 0.0.0.0/0
+    except: [169.254.0.0/16, 168.63.129.16/32, 100.100.100.200/32]
+- ipBlock:
+    cidr: ::/0
+    except: [fe80::/10, "fd00:ec2::254/128", "fd20:ce::254/128"]
 {{- end -}}

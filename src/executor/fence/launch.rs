@@ -14,8 +14,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -24,13 +25,20 @@ use std::ptr;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
 use rustix::process::{
     DumpableBehavior, Pid, Resource, Signal, WaitOptions, WaitStatus, getpid, getppid,
     kill_process_group, set_child_subreaper, set_dumpable_behavior,
     set_parent_process_death_signal, setsid, wait,
 };
 
+use super::broker::Broker;
+use super::identity::Identity;
+use super::rules::Applied;
 use super::{ASIDE, LAUNCH, Policy, Said, rules, sweep, usage::Usage};
 
 /// How often it is looked at what is used.
@@ -72,7 +80,8 @@ fn launch(words: &[OsString]) -> Option<ExitCode> {
     Some(match launcher.run(Path::new(program), command) {
         Ok(status) => status,
         Err(why) => {
-            launcher.say(&Said::Refused(why));
+            launcher.say(&Said::Broken(why));
+            Identity::rest();
             sweep::remove(&launcher.policy.folder);
             ExitCode::from(TROUBLE)
         }
@@ -111,7 +120,7 @@ impl Launcher {
         let blame = Blame::take();
         set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(words("hide"))?;
         set_child_subreaper(Some(getpid())).map_err(words("become a subreaper"))?;
-        rules::limit(Resource::Core, 0, 0)?;
+        rules::forbid_core()?;
         // A folder may have many folders, all of which are looked into.
         if let Some(most) = rustix::process::getrlimit(Resource::Nofile).maximum {
             rules::limit(Resource::Nofile, most, most)?;
@@ -120,7 +129,20 @@ impl Launcher {
         let confined = rules::confine_signals();
         // From here on the socket is the leash: the thread that started this must not matter.
         set_parent_process_death_signal(None).map_err(words("stay"))?;
-        let (told, tells) = pipe_with(PipeFlags::CLOEXEC).map_err(words("make a pipe"))?;
+        let directory = open(
+            &self.policy.folder,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(words("open the node's directory"))?;
+        let identity = Identity::take(&directory)?;
+        let (told, tells) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(words("make a socket"))?;
         let own = getpid();
         // SAFETY: this process has one thread.
         let forked = unsafe { libc::fork() };
@@ -128,7 +150,13 @@ impl Launcher {
             None => {
                 drop(told);
                 signals.undo();
-                become_program(&self.policy, own, confined, tells, program, command)
+                let start = Start {
+                    policy: &self.policy,
+                    launcher: own,
+                    confined,
+                    identity: identity.as_ref(),
+                };
+                become_program(&start, &tells, program, command)
             }
             Some(_) if forked < 0 => {
                 let error = std::io::Error::last_os_error();
@@ -139,10 +167,18 @@ impl Launcher {
         drop(blame);
         drop(tells);
         let_go_of_streams();
-        let mut said = Vec::new();
-        let _ = File::from(told).read_to_end(&mut said);
-        let _ = rustix::net::send(&self.socket, &said, rustix::net::SendFlags::NOSIGNAL);
-        let end = self.watch(first, &signals);
+        let heard = Heard::until_exec(&told);
+        drop(told);
+        let _ = rustix::net::send(&self.socket, &heard.said, SendFlags::NOSIGNAL);
+        let acts = identity.as_ref().map(|it| it.act(heard.landlocked));
+        let end = if let Some(Err(why)) = acts {
+            self.say(&Said::Refused(why));
+            End::LetGo
+        } else {
+            let listener = heard.listener;
+            let broker = listener.map(|it| Broker::new(it, directory.as_fd(), identity.is_some()));
+            self.watch(first, &signals, &directory, broker)
+        };
         if let End::Over(what) = &end {
             self.say(&Said::Over(format!("it used {what}, and was ended")));
         }
@@ -153,6 +189,7 @@ impl Launcher {
         if !sweep::end_all() {
             self.say(&Said::Over("a process of it cannot be ended".to_owned()));
         }
+        Identity::rest();
         sweep::remove(&self.policy.folder);
         Ok(match end {
             End::ByItself(Some(status)) => as_it_ended(status),
@@ -160,7 +197,13 @@ impl Launcher {
         })
     }
 
-    fn watch(&self, first: Pid, signals: &Signals) -> End {
+    fn watch(
+        &self,
+        first: Pid,
+        signals: &Signals,
+        directory: &OwnedFd,
+        mut broker: Option<Broker<'_>>,
+    ) -> End {
         let mut usage = Usage::default();
         let mut pause = LOOK;
         let mut next = Instant::now() + pause;
@@ -170,13 +213,25 @@ impl Launcher {
                 tv_sec: 0,
                 tv_nsec: i64::from(left.subsec_nanos()),
             };
-            let mut fds = [
+            let mut fds = vec![
                 PollFd::new(&signals.file, PollFlags::IN),
                 PollFd::new(&self.socket, PollFlags::IN),
             ];
+            let listener = broker.as_ref().map(Broker::listener);
+            fds.extend(listener.map(|it| PollFd::from_borrowed_fd(it, PollFlags::IN)));
             let _ = poll(&mut fds, Some(&timeout));
-            let [signalled, leash] = fds.map(|fd| !fd.revents().is_empty());
-            if signalled && signals.take_terms() {
+            let mut ready = fds.iter().map(PollFd::revents);
+            let mut next_ready = || ready.next().unwrap_or(PollFlags::empty());
+            let [signalled, leash, asked] = [next_ready(), next_ready(), next_ready()];
+            drop(fds);
+            // One for each look at all else: whoever asks without end keeps none of it waiting.
+            if asked.contains(PollFlags::IN) {
+                broker.iter().for_each(Broker::answer);
+            } else if !asked.is_empty() {
+                // Nobody is left who could ask.
+                broker = None;
+            }
+            if !signalled.is_empty() && signals.take_terms() {
                 let _ = kill_process_group(first, Signal::TERM);
             }
             loop {
@@ -187,13 +242,12 @@ impl Launcher {
                     Err(_) => return End::ByItself(None),
                 }
             }
-            if leash {
+            if !leash.is_empty() {
                 return End::LetGo;
             }
             if left.is_zero() {
                 let began = Instant::now();
-                let (folder, limits) = (&self.policy.folder, &self.policy.limits);
-                if let Some(what) = usage.over(getpid(), folder, limits) {
+                if let Some(what) = usage.over(getpid(), directory, &self.policy.limits) {
                     return End::Over(what);
                 }
                 pause = LOOK
@@ -202,6 +256,52 @@ impl Launcher {
                 next = Instant::now() + pause;
             }
         }
+    }
+}
+
+/// What a process has said until it became the program.
+#[derive(Default)]
+struct Heard {
+    said: Vec<u8>,
+    /// Whether a listener for its calls came along.
+    listener: Option<OwnedFd>,
+    landlocked: bool,
+}
+
+/// A word from the process to the launcher, before all else: whether Landlock is enforced.
+const LANDLOCKED: u8 = b'L';
+const NOT_LANDLOCKED: u8 = b'-';
+
+impl Heard {
+    fn until_exec(socket: &OwnedFd) -> Self {
+        let mut heard = Self::default();
+        let mut buffer = [0; 4096];
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            let length = match recvmsg(socket, &mut slices, &mut control, flags) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(_) => break,
+                Ok(message) => message.bytes,
+            };
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    heard.listener = fds.last().or(heard.listener);
+                }
+            }
+            if length == 0 {
+                break;
+            }
+            heard.said.extend(buffer.iter().take(length));
+        }
+        let word = heard.said.first().copied();
+        if let Some(LANDLOCKED | NOT_LANDLOCKED) = word {
+            heard.said.remove(0);
+            heard.landlocked = word == Some(LANDLOCKED);
+        }
+        heard
     }
 }
 
@@ -214,18 +314,30 @@ fn end_at_once() {
     }
 }
 
-/// Restricts this process and makes it the program. Says why, where that does not work.
-fn become_program(
-    policy: &Policy,
+/// What a process knows that is to become the program.
+struct Start<'a> {
+    policy: &'a Policy,
     launcher: Pid,
     confined: bool,
-    mut tells: OwnedFd,
-    program: &Path,
-    command: &[OsString],
-) -> ! {
-    let refused = match prepare(policy, launcher, confined) {
-        Ok(enforced) => {
-            tell(&mut tells, &Said::Enforced(enforced));
+    identity: Option<&'a Identity>,
+}
+
+/// Restricts this process and makes it the program. Says why, where that does not work.
+fn become_program(start: &Start<'_>, tells: &OwnedFd, program: &Path, command: &[OsString]) -> ! {
+    let refused = match prepare(start) {
+        Ok(Applied {
+            enforced,
+            landlocked,
+            listener,
+        }) => {
+            let word = if landlocked {
+                LANDLOCKED
+            } else {
+                NOT_LANDLOCKED
+            };
+            hand_over(tells, word, listener.as_ref());
+            drop(listener);
+            tell(tells, &Said::Enforced(enforced));
             let (name, args) = match command {
                 [name, args @ ..] => (name.clone(), args),
                 [] => (program.as_os_str().to_owned(), command),
@@ -240,9 +352,26 @@ fn become_program(
         }
         Err(why) => Said::Refused(why),
     };
-    tell(&mut tells, &refused);
+    tell(tells, &refused);
     // SAFETY: ends this process without running what belongs to the launcher.
     unsafe { libc::_exit(127) }
+}
+
+/// Gives the launcher the listener, with a word that comes before all others.
+fn hand_over(tells: &OwnedFd, word: u8, listener: Option<&OwnedFd>) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<BorrowedFd<'_>> = listener.iter().map(|it| it.as_fd()).collect();
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    // A launcher that does not get it has closed its end, and this process ends with it.
+    let _ = sendmsg(
+        tells,
+        &[IoSlice::new(&[word])],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    );
 }
 
 /// The program's own environment.
@@ -285,28 +414,33 @@ impl Drop for Blame {
     }
 }
 
-fn tell(tells: &mut OwnedFd, said: &Said) {
+fn tell(tells: &OwnedFd, said: &Said) {
     let mut line = serde_json::to_vec(said).unwrap_or_default();
     line.push(b'\n');
-    let _ = rustix::io::write(tells, &line);
+    let _ = rustix::net::send(tells, &line, SendFlags::NOSIGNAL);
 }
 
-fn prepare(policy: &Policy, launcher: Pid, confined: bool) -> Result<String, String> {
+fn prepare(start: &Start<'_>) -> Result<Applied, String> {
+    let Start {
+        policy, confined, ..
+    } = *start;
     // A session of its own: no terminal.
     setsid().map_err(|error| format!("cannot begin a session: {error}"))?;
-    set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|error| format!("cannot be bound to the launcher: {error}"))?;
-    if getppid() != Some(launcher) {
-        return Err("the launcher is gone".to_owned());
-    }
     close_on_exec(policy.inherit)?;
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     rustix::process::chdir(&policy.folder)
         .map_err(|error| format!("cannot go to {}: {error}", policy.folder.display()))?;
     // Whoever watches over it must get a turn.
     rustix::process::nice(NICE).map_err(|error| format!("cannot give way to others: {error}"))?;
-    limit_processes(policy, confined)?;
-    rules::apply(policy)
+    limit_processes(policy, confined, start.identity.is_some())?;
+    let applied = rules::apply(policy, start.identity)?;
+    // Last: the kernel forgets it where a process becomes another user.
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| format!("cannot be bound to the launcher: {error}"))?;
+    if getppid() != Some(start.launcher) {
+        return Err("the launcher is gone".to_owned());
+    }
+    Ok(applied)
 }
 
 /// Marks every descriptor but the standard ones, and the one that is to be inherited.
@@ -332,16 +466,13 @@ fn close_on_exec(inherit: Option<RawFd>) -> Result<(), String> {
 /// cannot be seen from here (other pods on the machine), so the count is felt for first; and also
 /// those of the attempts that begin after this one, which must not use up what this one may have.
 /// Where very many could not be ended at once, there is room for the least that those need; and all
-/// together are at most a part of what the machine can have, unless there are as many already. Root
-/// is not held by it.
-fn limit_processes(policy: &Policy, confined: bool) -> Result<(), String> {
-    if rustix::process::getuid().is_root() {
-        return Ok(());
-    }
+/// together are at most a part of what the machine can have, unless there are as many already. A user
+/// that is the node's alone has no others.
+fn limit_processes(policy: &Policy, confined: bool, alone: bool) -> Result<(), String> {
     let before = rustix::process::getrlimit(Resource::Nproc).maximum;
     let cap = before.unwrap_or(u64::MAX);
     let mut there = 16_u64;
-    while there < cap {
+    while there < cap && !alone {
         rules::limit(Resource::Nproc, there, cap)?;
         // SAFETY: this process has one thread; the copy ends at once.
         match unsafe { libc::fork() } {
@@ -355,7 +486,8 @@ fn limit_processes(policy: &Policy, confined: bool) -> Result<(), String> {
         }
     }
     // Others of this user may come.
-    let at_once = u64::try_from(policy.at_once).unwrap_or(u64::MAX);
+    let at_once = if alone { 1 } else { policy.at_once };
+    let at_once = u64::try_from(at_once).unwrap_or(u64::MAX);
     let own = policy.limits.processes;
     let each = BASE.saturating_add(if confined { own } else { 0 });
     let most = (there.saturating_mul(2).saturating_add(own))

@@ -4,21 +4,29 @@
 //! ```text
 //! hand ─spawn→ launcher (this program, `launch.rs`) ─fork→ rules (`rules.rs`) ─exec→ the program
 //!   └──────── one socket: what is enforced, why it did not start, what it used up ───┘
+//!              launcher (`broker.rs`) ←─ calls that no filter can decide ─ the program
 //! ```
 //! The launcher is a program of its own, so that nothing unsafe happens between fork and exec in
 //! a process with many threads; it stays, because somebody must end *all* that a node started,
 //! also what left its group and its session. Whoever started it holds the other end of the
 //! socket: when that is closed, which the kernel does for the dead too, all of it is ended.
 //!
-//! Not fenced: what programs may learn by `stat`, and how much CPU they take among others.
+//! Not fenced: what programs may learn by `stat`, locks on files that they can read, and how much CPU
+//! they take among others.
 //! Must not start anything without what was asked for: it closes or it refuses.
 
+#[cfg(feature = "program")]
+mod broker;
+#[cfg(feature = "program")]
+mod calls;
+#[cfg(feature = "program")]
+mod identity;
 #[cfg(feature = "program")]
 pub mod launch;
 #[cfg(feature = "program")]
 mod rules;
 #[cfg(feature = "program")]
-mod sweep;
+pub(super) mod sweep;
 #[cfg(feature = "program")]
 mod usage;
 
@@ -29,7 +37,7 @@ use std::io::Read;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -132,6 +140,8 @@ enum Said {
     Enforced(String),
     /// It did not begin.
     Refused(String),
+    /// The launcher itself could not work: a failure of this machine and not of the node.
+    Broken(String),
     /// Its file could not be executed; the error's number.
     NotExecuted(i32),
     /// It was ended, because it used more than it may.
@@ -236,6 +246,9 @@ impl Fence {
         let mut builder = std::fs::DirBuilder::new();
         builder.mode(0o700);
         builder.create(&folder).map_err(|error| words(&error))?;
+        // A directory inherits set-group-ID, which a node could not give to its own again.
+        let own = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(&folder, own).map_err(|error| words(&error))?;
         Ok(folder)
     }
 }
@@ -275,6 +288,15 @@ impl Launcher {
 }
 
 impl Inside {
+    /// Lets the node open a pipe by a name such as `/dev/stderr`, though root made it and the node is
+    /// another user. Only who may look into a process that has the pipe finds it.
+    pub(super) fn share(pipe: impl AsFd) {
+        if rustix::process::geteuid().is_root() {
+            let all = rustix::fs::Mode::from_raw_mode(0o666);
+            let _ = rustix::fs::fchmod(pipe, all);
+        }
+    }
+
     /// Most bytes of the attempt's log.
     pub(super) fn log_limit(&self) -> u64 {
         self.fence.limits.log
@@ -338,6 +360,7 @@ impl Inside {
                     *lock(&self.fence.enforced) = Some(words);
                 }
                 Said::Refused(why) => return Outcome::silent(Ending::NotStarted(why)),
+                Said::Broken(why) => return Outcome::silent(Ending::Lost(why)),
                 Said::NotExecuted(number) => {
                     let why = not_executed(program, number);
                     return Outcome::silent(Ending::NotStarted(why));
@@ -352,8 +375,8 @@ impl Inside {
         }
         let by_itself = matches!(outcome.ending, Ending::Exited(_) | Ending::Signalled(_));
         if !began && by_itself {
-            let why = "the fence broke down before the program began".to_owned();
-            return Outcome::silent(Ending::NotStarted(why));
+            let why = "the launcher of the sandbox ended before the program started".to_owned();
+            return Outcome::silent(Ending::Lost(why));
         }
         outcome
     }

@@ -62,6 +62,8 @@ pub struct RunPods {
     pub delivery: Delivery,
     /// What is mounted under `/apscli/scripts`.
     pub scripts: Vec<Scripts>,
+    /// What `apscli-node` has to find there, see [`Work::scripts`].
+    pub scripts_hash: Option<String>,
     /// Parameters whose values stand in Secrets.
     pub secrets: Vec<SecretParam>,
     /// What the author may say about pods.
@@ -201,7 +203,14 @@ pub fn build(
     remaining: Option<Duration>,
 ) -> Result<Pod, BuildError> {
     let secrets = secrets(run, node);
-    let json = json(&work(run, node, &secrets), node)?;
+    let mut work = work(run, node, &secrets);
+    let mut json = json(&work, node)?;
+    // Without the scripts: it is the same for whichever version of the operator makes the pod.
+    let hash = decision::hash(&json);
+    if run.scripts_hash.is_some() {
+        work.scripts.clone_from(&run.scripts_hash);
+        json = work.to_json().map_err(|error| unwritable(node, &error))?;
+    }
     let (deadline, keeper) = deadline(run, node, remaining);
     let Parts {
         volumes,
@@ -209,7 +218,7 @@ pub fn build(
         init,
     } = mounts(run, &secrets)?;
     let overrides = &run.overrides;
-    let (labels, annotations) = marks(run, node, attempt, &json, keeper);
+    let (labels, annotations) = marks(run, node, attempt, hash, keeper);
     let container = Container {
         name: CONTAINER.to_owned(),
         image: Some(run.image.clone()),
@@ -292,7 +301,7 @@ fn marks(
     run: &RunPods,
     node: &Node,
     attempt: Attempt,
-    json: &str,
+    decision: String,
     keeper: Option<&'static str>,
 ) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
     let own = |map: &BTreeMap<String, String>| -> BTreeMap<String, String> {
@@ -316,7 +325,7 @@ fn marks(
     let mut annotations = own(&run.overrides.annotations);
     annotations.insert(NODE.to_owned(), node.name.to_string());
     annotations.insert(ANNOTATION_ATTEMPT.to_owned(), attempt.to_string());
-    annotations.insert(ANNOTATION_DECISION.to_owned(), decision::hash(json));
+    annotations.insert(ANNOTATION_DECISION.to_owned(), decision);
     if let Some(keeper) = keeper {
         annotations.insert(ANNOTATION_DEADLINE.to_owned(), keeper.to_owned());
     }
@@ -339,18 +348,21 @@ fn work(run: &RunPods, node: &Node, secrets: &[Mounted<'_>]) -> Work {
 }
 
 fn json(work: &Work, node: &Node) -> Result<String, BuildError> {
-    let node = || node.name.to_string();
-    let json = work.to_json().map_err(|error| BuildError::Unwritable {
-        node: node(),
-        error: error.to_string(),
-    })?;
+    let json = work.to_json().map_err(|error| unwritable(node, &error))?;
     if json.len() > MAX_DECISION {
         return Err(BuildError::TooLarge {
-            node: node(),
+            node: node.name.to_string(),
             bytes: json.len(),
         });
     }
     Ok(json)
+}
+
+fn unwritable(node: &Node, error: &serde_json::Error) -> BuildError {
+    BuildError::Unwritable {
+        node: node.name.to_string(),
+        error: error.to_string(),
+    }
 }
 
 /// A secret parameter that a node uses.
@@ -641,6 +653,7 @@ mod tests {
             image: "ghcr.io/apscli/base:0.1.0".to_owned(),
             delivery: Delivery::InImage,
             scripts: Vec::new(),
+            scripts_hash: None,
             secrets: Vec::new(),
             overrides: PodOverrides::default(),
             service_account: None,
@@ -662,6 +675,21 @@ mod tests {
     fn a_bucket_is_for_ever() {
         assert_eq!(bucket("00000000-0000-0000-0000-000000000000"), 18);
         assert_eq!(bucket(""), 0xe3 % BUCKETS);
+    }
+
+    /// An operator that finds the pod of one that knew of no such hash takes it for its own.
+    #[test]
+    fn scripts_hash_is_in_decision_but_not_in_its_hash() {
+        let (mut run, node) = (run(), node("b"));
+        let before = pod(&run, &node);
+        assert_eq!(work(&before).scripts, None);
+        run.scripts_hash = Some("0123".to_owned());
+        let after = pod(&run, &node);
+        assert_eq!(work(&after).scripts.as_deref(), Some("0123"));
+        let hash =
+            |pod: &Pod| pod.metadata.annotations.as_ref().unwrap()[ANNOTATION_DECISION].clone();
+        assert_eq!(hash(&before), hash(&after));
+        assert_eq!(decision_hash(&run, &node), Ok(hash(&after)));
     }
 
     #[test]

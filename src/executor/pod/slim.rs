@@ -11,9 +11,13 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use k8s_openapi::{Metadata, NamespaceResourceScope, Resource};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+use crate::api::outside;
 
 /// A pod that was read without its spec, but for the machine that it is on, and of whose metadata
-/// only that was read which the operator asks for.
+/// only that was read which the operator asks for. Of one that cannot be read so, what can be read
+/// counts: its metadata, its machine and its phase, each by itself.
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub struct SlimPod(pub Pod);
@@ -50,11 +54,24 @@ struct Spec {
 
 impl<'de> Deserialize<'de> for SlimPod {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&RawValue>::deserialize(deserializer)?;
         let Parts {
             metadata,
             spec,
             status,
-        } = Parts::deserialize(deserializer)?;
+        } = match outside::read(raw.get()) {
+            Ok(parts) => parts,
+            Err(error) => {
+                let pod = partly(raw.get());
+                tracing::warn!(
+                    namespace = pod.metadata.namespace,
+                    pod = pod.metadata.name,
+                    error,
+                    "a pod cannot be read; expected a v1 Pod: it is treated by its metadata and phase"
+                );
+                return Ok(Self(pod));
+            }
+        };
         let metadata = ObjectMeta {
             annotations: metadata.annotations,
             creation_timestamp: metadata.creation_timestamp,
@@ -78,6 +95,34 @@ impl<'de> Deserialize<'de> for SlimPod {
             spec,
             status,
         }))
+    }
+}
+
+/// What can be read of a pod that cannot be read whole.
+fn partly(json: &str) -> Pod {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Phase {
+        phase: Option<String>,
+    }
+    let part = |name: &str| outside::member(json, name);
+    let spec = part("spec").and_then(|spec| outside::read::<Spec>(spec).ok());
+    let status = part("status");
+    let whole = status.and_then(|status| outside::read::<PodStatus>(status).ok());
+    let status = whole.or_else(|| {
+        let Phase { phase } = outside::read(status?).ok()?;
+        Some(PodStatus {
+            phase,
+            ..PodStatus::default()
+        })
+    });
+    Pod {
+        metadata: outside::metadata(json),
+        spec: spec.map(|spec| PodSpec {
+            node_name: spec.node_name,
+            ..PodSpec::default()
+        }),
+        status,
     }
 }
 
@@ -133,7 +178,7 @@ mod tests {
         let told = serde_json::json!({"metadata": {
             "name": "a", "deletionTimestamp": "2026-11-29T14:00:01Z", "deletionGracePeriodSeconds": 30,
         }});
-        let slim: SlimPod = serde_json::from_value(told.clone()).unwrap();
+        let slim: SlimPod = serde_json::from_str(&told.to_string()).unwrap();
         let whole: Pod = serde_json::from_value(told).unwrap();
         assert_eq!(slim.0, whole);
     }

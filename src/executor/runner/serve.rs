@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path, PathBuf};
@@ -26,10 +26,12 @@ use crate::engine::event::{CancelCause, Ending, KillCause, Outcome};
 use crate::engine::spec::Action;
 use crate::executor::control::Control;
 use crate::executor::decision::Work;
+use crate::executor::fence::sweep;
 use crate::executor::fence::{Fence, Limits, Mode};
-use crate::executor::process::{self, Surroundings};
+use crate::executor::process::{self, NotStarted, Surroundings};
 use crate::executor::python::Python;
 
+use super::check::{self, SelfCheck};
 use super::{MOST, PROTOCOL, Piece, Reply, Request, Script, frame, receive};
 
 /// Most bytes of the files of one run.
@@ -68,30 +70,72 @@ pub fn slots(asked: NonZeroUsize, limits: &Limits, memory: Option<u64>) -> Optio
 }
 
 /// What a runner keeps in its folder.
-const KEPT: [&str; 3] = ["nodes", "scripts", "logs"];
+pub(super) const KEPT: [&str; 3] = ["nodes", "scripts", "logs"];
 
 /// Takes away what serving has left in the folder; and the folder too, unless it has something
 /// else in it, as somebody's folder would.
 pub fn clear(folder: &Path) {
+    reopen(folder);
     for name in KEPT {
-        let _ = fs::remove_dir_all(folder.join(name));
+        remove(&folder.join(name));
     }
     let _ = fs::remove_dir(folder);
 }
 
-/// Serves one connection to its end. Everything that was started over it is over then.
-pub fn serve(stream: UnixStream, options: &Options) -> io::Result<()> {
-    for name in KEPT {
-        let folder = options.folder.join(name);
-        let _ = fs::remove_dir_all(&folder);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)?;
+/// Removes what is there, also what is closed to its owner. Links are not followed.
+fn remove(path: &Path) {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => sweep::remove(path),
+        Ok(_) => drop(fs::remove_file(path)),
+        Err(_) => {}
     }
+}
+
+/// Makes the directories that a runner keeps, empty, whatever an earlier one has left there.
+///
+/// # Errors
+/// Where one cannot be made; the message names it.
+pub fn prepare(folder: &Path) -> io::Result<()> {
+    reopen(folder);
+    for name in KEPT {
+        let path = folder.join(name);
+        remove(&path);
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|error| {
+                io::Error::other(format!(
+                    "cannot make the directory {}: {error}",
+                    path.display()
+                ))
+            })?;
+    }
+    Ok(())
+}
+
+/// Gives the owner's rights back where they were taken off the runner's directory. That of a
+/// container belongs to another user, and has them.
+fn reopen(folder: &Path) {
+    if let Ok(found) = fs::symlink_metadata(folder)
+        && found.is_dir()
+        && found.mode() & 0o700 != 0o700
+    {
+        let mode = fs::Permissions::from_mode(found.mode() & 0o7777 | 0o700);
+        let _ = fs::set_permissions(folder, mode);
+    }
+}
+
+/// Serves one connection to its end. Everything that was started over it is over then. A runner
+/// that finds itself broken ends this process.
+///
+/// # Errors
+/// Where the directories cannot be made, or what was read is no request.
+pub fn serve(stream: UnixStream, options: &Options, check: &Arc<SelfCheck>) -> io::Result<()> {
+    check.replacing(|| prepare(&options.folder))?;
     let mut reader = stream.try_clone()?;
     let server = Arc::new(Server {
         options: options.clone(),
+        check: Arc::clone(check),
         writer: Mutex::new(stream),
         state: Mutex::default(),
         idle: Condvar::new(),
@@ -114,6 +158,7 @@ pub fn serve(stream: UnixStream, options: &Options) -> io::Result<()> {
 
 struct Server {
     options: Options,
+    check: Arc<SelfCheck>,
     writer: Mutex<UnixStream>,
     state: Mutex<State>,
     /// Told when an attempt is over.
@@ -129,6 +174,8 @@ struct State {
     running: BTreeMap<Piece, Sender<Ask>>,
     /// Bytes of the files of each run.
     files: BTreeMap<String, usize>,
+    /// Runs whose files this machine could not keep, and why.
+    unkept: BTreeMap<String, String>,
     over: bool,
 }
 
@@ -185,9 +232,14 @@ impl Server {
     fn take(self: &Arc<Self>, request: Request) {
         match request {
             Request::Files { run, files } => {
-                // What is missing will be missed by the node that needs it, with its name.
-                if let Err(error) = self.unpack(&run, &files) {
-                    eprintln!("apscli runner: cannot keep the files of a run: {error}");
+                let Err(error) = self.unpack(&run, &files) else {
+                    return;
+                };
+                eprintln!("apscli runner: cannot keep the files of a run: {error}");
+                // What is wrong with the files themselves is missed by the node that needs them,
+                // with its name. A failure of this machine is none of the node's.
+                if error.kind() != io::ErrorKind::InvalidInput {
+                    lock(&self.state).unkept.insert(run, error.to_string());
                 }
             }
             Request::Start {
@@ -209,7 +261,10 @@ impl Server {
             }
             Request::Kill { piece, cause } => self.kill(&piece, cause),
             Request::Over { run } => {
-                lock(&self.state).files.remove(&run);
+                let mut state = lock(&self.state);
+                state.files.remove(&run);
+                state.unkept.remove(&run);
+                drop(state);
                 if let Some(folder) = self.scripts(&run) {
                     let _ = fs::remove_dir_all(folder);
                 }
@@ -262,10 +317,11 @@ impl Server {
                 Ok(_) => said.push(Reply::Began { piece }),
                 Err(error) => {
                     state.running.remove(&piece);
-                    let why = format!("the runner cannot start a thread: {error}");
                     said.push(Reply::Ended {
                         piece,
-                        outcome: Box::new(Outcome::silent(Ending::NotStarted(why))),
+                        outcome: Box::new(machine_failed(&format!(
+                            "cannot start a thread: {error}"
+                        ))),
                         enforced: None,
                     });
                 }
@@ -307,14 +363,28 @@ impl Server {
         let (outcome, enforced) = match started {
             Ok(_) => self.watch(&job.work, &control, asked),
             Err(error) => {
-                let why = format!("the runner cannot start a thread: {error}");
-                (Outcome::silent(Ending::NotStarted(why)), None)
+                let failed = machine_failed(&format!("cannot start a thread: {error}"));
+                (failed, None)
             }
         };
+        self.doubt(&outcome.ending);
         lock(&self.state).running.remove(&job.piece);
         self.ended(job.piece.clone(), outcome, enforced);
         self.fill();
         self.idle.notify_all();
+    }
+
+    /// Whether this end was the node's own. A runner that is broken must not report it: it ends, and
+    /// the operator counts all that ran here as lost.
+    fn doubt(&self, ending: &Ending) {
+        let checked = match ending {
+            Ending::Exited(0) | Ending::Killed(_) => return,
+            Ending::NotStarted(_) | Ending::Lost(_) => self.check.whole(),
+            _ => self.check.quick(),
+        };
+        if let Err(why) = checked {
+            check::end(&why);
+        }
     }
 
     /// Keeps an attempt's time: TERM when it is over or asked to end, KILL after the grace.
@@ -375,6 +445,10 @@ impl Server {
             return (Outcome::silent(Ending::NotStarted(why)), None);
         };
         let folder = self.options.folder.join("nodes");
+        if let Some(why) = lock(&self.state).unkept.get(run) {
+            let why = format!("cannot keep the files of the run: {why}");
+            return (machine_failed(&why), None);
+        }
         let mut fence = Fence::new(self.options.mode, folder, self.options.slots);
         fence.network = network;
         fence.limits = self.options.limits;
@@ -386,12 +460,16 @@ impl Server {
         };
         let log = tempfile_name(&self.options.folder.join("logs"));
         let outcome = match &work.action {
-            Action::Cmd(cmd) => process::run(cmd, &work.param, &surroundings, &log, control),
+            Action::Cmd(cmd) => process::try_run(cmd, &work.param, &surroundings, &log, control),
             Action::Api(api) => {
                 let python = Python::new(None, Vec::new(), log.clone());
-                python.run(api, &work.param, &surroundings, &log, control)
+                python.try_run(api, &work.param, &surroundings, &log, control)
             }
         };
+        let outcome = outcome.unwrap_or_else(|failed| match failed {
+            NotStarted::Node(_) => failed.outcome(),
+            NotStarted::Machine(why) => machine_failed(&why),
+        });
         let _ = fs::remove_file(&log);
         (outcome, fence.enforced())
     }
@@ -408,19 +486,28 @@ impl Server {
 
     fn unpack(&self, run: &str, files: &[Script]) -> io::Result<()> {
         let folder = self.scripts(run);
-        let folder = folder.ok_or_else(|| io::Error::other("the run's name is no folder's"))?;
-        let mut taken = lock(&self.state).files.get(run).copied().unwrap_or(0);
+        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
+        let folder = folder.ok_or_else(|| invalid("the run's name is no folder's"))?;
+        let mut state = lock(&self.state);
+        if state.unkept.remove(run).is_some() {
+            // They are sent once more, from the first.
+            state.files.remove(run);
+        }
+        let mut taken = state.files.get(run).copied().unwrap_or(0);
+        drop(state);
         for file in files {
             let inner = Path::new(&file.path);
             let plain = |part: Component<'_>| matches!(part, Component::Normal(_));
             if !inner.components().all(plain) {
-                return Err(io::Error::other("a file's path leads out of the folder"));
+                return Err(invalid("a file's path leads out of the folder"));
             }
             let path = folder.join(inner);
-            let content = STANDARD.decode(&file.content).map_err(io::Error::other)?;
+            let content = STANDARD
+                .decode(&file.content)
+                .map_err(|error| invalid(&error.to_string()))?;
             taken = taken.saturating_add(content.len());
             if taken > FILES {
-                return Err(io::Error::other("the files are more than 16 MiB"));
+                return Err(invalid("the files are more than 16 MiB"));
             }
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent)?;
@@ -451,6 +538,14 @@ impl Server {
             state = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+}
+
+/// The outcome of an attempt that this machine could not start. It is lost, so `onLost` decides
+/// whether there is another; a node that could never start ends otherwise.
+fn machine_failed(why: &str) -> Outcome {
+    Outcome::silent(Ending::Lost(format!(
+        "the runner could not start it: {why}"
+    )))
 }
 
 /// What is said instead of what is longer than a frame: that an attempt is over must arrive.

@@ -16,7 +16,7 @@ use apscli::executor::control::Control;
 use apscli::executor::decision::{self, BUDGET, Work, for_each_text, replace_all};
 use apscli::executor::process::{self, OWN_STDOUT, Surroundings};
 use apscli::executor::python::Python;
-use apscli::executor::{frame, spawn};
+use apscli::executor::{frame, scripts, spawn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -62,7 +62,8 @@ pub fn leave(places: &Places, outcome: &Outcome, budget: usize) -> Result<(), St
         .map_err(|error| format!("cannot write the result to {}: {error}", path.display()))
 }
 
-/// Reads the decision, and puts secrets in place, whose values come back.
+/// Reads the decision, checks the scripts that it was made for, and puts secrets in place, whose
+/// values come back.
 fn prepare(places: &Places) -> Result<(Work, BTreeMap<String, String>), String> {
     let text = match &places.decision {
         Some(file) => std::fs::read_to_string(file)
@@ -75,6 +76,10 @@ fn prepare(places: &Places) -> Result<(Work, BTreeMap<String, String>), String> 
         })?,
     };
     let mut work = Work::from_json(&text).map_err(|error| error.to_string())?;
+    if let Some(expected) = &work.scripts {
+        // Before a secret is read: what was put in the scripts' place must not get at it.
+        scripts::check(Path::new(&work.folder), expected)?;
+    }
     let mut secrets = BTreeMap::new();
     for (token, file) in &work.secrets {
         // Neither the token nor the value is said, only where it should be.

@@ -1,7 +1,7 @@
 //! `apscli-node`: what runs inside a pod. It carries out one decision and leaves one frame.
 //!
 //! ```text
-//! APSCLI_DECISION ─→ secrets put in place ─→ the hand for cmd or api ─→ frame in the termination message
+//! APSCLI_DECISION ─→ scripts checked ─→ secrets put in place ─→ the hand for cmd or api ─→ frame in the termination message
 //! ```
 //! The action's own words go to standard output, where `kubectl logs` finds them. Must not link
 //! Python or a Kubernetes client, must not decide anything, and must not write a secret's value

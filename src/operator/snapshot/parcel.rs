@@ -1,8 +1,12 @@
 //! What a run runs as parcels: documents and scripts as immutable `ConfigMaps` that are named by
 //! their content.
 //!
-//! The name holds the SHA-256 of what is inside (128 bits of it), so equal content has one name
-//! whoever packs it, and what is unpacked can be checked against its name.
+//! The name holds the SHA-256 of what is inside, so equal content has one name whoever packs it,
+//! and what is unpacked can be checked against its name.
+//!
+//! Operators up to 0.1.0 wrote only the first half of the hash into names. Such objects are still
+//! read by the runs that have them on record, but none is made, and what such a name says is not
+//! proof against an author who looks for collisions: see [`Name::is_whole`].
 //!
 //! Must not hold a client: it makes objects and reads them.
 
@@ -25,8 +29,10 @@ pub(super) const LABEL: &str = "apscli.dev/snapshot";
 pub(super) const CHUNK: usize = 900_000;
 /// The key of a document.
 const KEY: &str = "document.gz";
-/// Hexadecimal digits of a hash in a name.
-const DIGITS: usize = 32;
+/// Hexadecimal digits of a hash in a name: the whole SHA-256.
+const DIGITS: usize = 64;
+/// The same in names that operators up to 0.1.0 made.
+const DIGITS_BEFORE: usize = 32;
 
 /// What is in a parcel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +79,10 @@ impl Name {
         let content = Content::ALL.into_iter().find(|it| it.word() == word)?;
         let mut parts = rest.split('-');
         let hash = parts.next()?.to_owned();
+        let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if ![DIGITS, DIGITS_BEFORE].contains(&hash.len()) || !hash.bytes().all(is_hex) {
+            return None;
+        }
         let chunk = match content {
             Content::Scripts => 0,
             _ => parts.next()?.parse().ok()?,
@@ -86,6 +96,17 @@ impl Name {
         };
         // One name, one text: no leading noughts, no rest.
         (name.to_string() == text).then_some(name)
+    }
+
+    /// Whether the name holds the whole hash. Half a hash is 128 bits: who makes two contents
+    /// that share it needs about 2^64 tries, so such a name must not decide what is allowed.
+    pub(super) fn is_whole(&self) -> bool {
+        self.hash.len() == DIGITS
+    }
+
+    /// Whether content with this hash may have this name.
+    fn is_of(&self, hash: &str) -> bool {
+        hash.starts_with(&self.hash)
     }
 }
 
@@ -166,12 +187,11 @@ struct Inside<'a> {
 }
 
 fn hash(bytes: impl AsRef<[u8]>) -> String {
-    let mut hex = String::with_capacity(2 * DIGITS);
+    let mut hex = String::with_capacity(DIGITS);
     for byte in Sha256::digest(bytes) {
         use std::fmt::Write as _;
         let _ = write!(hex, "{byte:02x}");
     }
-    hex.truncate(DIGITS);
     hex
 }
 
@@ -199,28 +219,43 @@ pub(super) fn pack(content: Content, namespace: &str, document: &[u8]) -> Vec<Pa
         .collect()
 }
 
-/// Unpacks a document from its parcels, in any order. In words where they are not what their
-/// names say.
-pub(super) fn unpack(parcels: &[(Name, ConfigMap)]) -> Result<Vec<u8>, String> {
+/// Why parcels are no document.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Broken {
+    /// It unfolds to more than was asked for.
+    #[error("it unfolds to more than it may")]
+    TooLarge,
+    /// They are not what their names say.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Unpacks a document of at most so many bytes from its parcels, in any order.
+pub(super) fn unpack(parcels: &[(Name, ConfigMap)], most: usize) -> Result<Vec<u8>, Broken> {
     let mut parcels: Vec<&(Name, ConfigMap)> = parcels.iter().collect();
     parcels.sort_by_key(|(name, _)| name.chunk);
     let mut packed = Vec::new();
     for (place, (name, map)) in parcels.iter().enumerate() {
         if name.chunk != place {
-            return Err(format!("part {place} is missing; the next is {name}"));
+            let why = format!("part {place} is missing; the next is {name}");
+            return Err(Broken::Other(why));
         }
         let binary = map.binary_data.as_ref().and_then(|data| data.get(KEY));
-        let bytes = binary.ok_or_else(|| format!("{name} has no key {KEY} in its binaryData"))?;
+        let bytes = binary
+            .ok_or_else(|| Broken::Other(format!("{name} has no key {KEY} in its binaryData")))?;
         packed.extend_from_slice(&bytes.0);
     }
     let found = hash(&packed);
-    if let Some((name, _)) = parcels.iter().find(|(name, _)| name.hash != found) {
-        return Err(format!(
+    if let Some((name, _)) = parcels.iter().find(|(name, _)| !name.is_of(&found)) {
+        return Err(Broken::Other(format!(
             "{name} was made anew with something else in it (its content's hash is {found}), or a \
              part is missing"
-        ));
+        )));
     }
-    gzip::decompress(&packed).map_err(|error| error.to_string())
+    gzip::decompress_within(&packed, most).map_err(|error| match error {
+        gzip::GzipError::TooLarge => Broken::TooLarge,
+        other => Broken::Other(other.to_string()),
+    })
 }
 
 /// Files as `ConfigMaps` that are small enough.
@@ -266,7 +301,7 @@ pub(super) fn pack_scripts(namespace: &str, author: &ConfigMap) -> Parcel {
 /// In words, why this is not what its name says; none: it is.
 pub(super) fn check_scripts(name: &Name, found: &ConfigMap) -> Result<(), String> {
     let hash = hash_scripts(found);
-    if hash == name.hash {
+    if name.is_of(&hash) {
         return Ok(());
     }
     Err(format!(
@@ -277,6 +312,16 @@ pub(super) fn check_scripts(name: &Name, found: &ConfigMap) -> Result<(), String
 fn hash_scripts(map: &ConfigMap) -> String {
     // Texts and names of keys cannot fail to be JSON.
     hash(serde_json::to_vec(&inside(map)).unwrap_or_default())
+}
+
+/// The SHA-256 of each file in a `ConfigMap`, in hexadecimal, by name.
+pub(super) fn hashes(map: &ConfigMap) -> BTreeMap<String, String> {
+    let inside = inside(map);
+    let texts = inside.data.into_iter();
+    let texts = texts.map(|(key, text)| (key.clone(), hash(text)));
+    let others = inside.binary_data.into_iter();
+    let others = others.map(|(key, bytes)| (key.clone(), hash(&bytes.0)));
+    texts.chain(others).collect()
 }
 
 /// The files in a `ConfigMap`, by name.
@@ -322,11 +367,11 @@ mod tests {
         #[test]
         fn what_is_packed_comes_back(document: Vec<u8>) {
             let parcels = pack(Content::Service, "n", &document);
-            prop_assert_eq!(unpack(&named(&parcels)), Ok(document));
+            prop_assert_eq!(unpack(&named(&parcels), gzip::LARGEST), Ok(document));
         }
 
         #[test]
-        fn names_are_read_as_they_are_written(hash in "[0-9a-f]{32}", chunk in 0_usize..99, copy in 0_u32..99, which in 0_usize..4) {
+        fn names_are_read_as_they_are_written(hash in "[0-9a-f]{32}|[0-9a-f]{64}", chunk in 0_usize..99, copy in 0_u32..99, which in 0_usize..4) {
             let content = Content::ALL[which];
             let chunk = if content == Content::Scripts { 0 } else { chunk };
             let name = Name { content, hash, chunk, copy };
@@ -369,11 +414,14 @@ mod tests {
         }
         let mut found = named(&parcels);
         found.reverse();
-        assert_eq!(unpack(&found).as_deref(), Ok(document.as_slice()));
+        assert_eq!(
+            unpack(&found, gzip::LARGEST).as_deref(),
+            Ok(document.as_slice())
+        );
 
-        let missing_last = unpack(&found[1..]).unwrap_err();
+        let missing_last = unpack(&found[1..], gzip::LARGEST).unwrap_err().to_string();
         assert!(missing_last.contains("a part is missing"), "{missing_last}");
-        let missing_first = unpack(&found[..2]).unwrap_err();
+        let missing_first = unpack(&found[..2], gzip::LARGEST).unwrap_err().to_string();
         assert!(
             missing_first.contains("part 0 is missing"),
             "{missing_first}"
@@ -385,7 +433,7 @@ mod tests {
         let parcels = pack(Content::Service, "n", b"what runs");
         let other = pack(Content::Service, "n", b"something else");
         let found = [(parcels[0].name.clone(), other[0].map.clone())];
-        let error = unpack(&found).unwrap_err();
+        let error = unpack(&found, gzip::LARGEST).unwrap_err().to_string();
         assert!(error.contains("made anew"), "{error}");
         assert_eq!(
             parcels[0].differs(&other[0].map),
@@ -400,6 +448,40 @@ mod tests {
         );
     }
 
+    /// What operators up to 0.1.0 made: the first half of the same hash.
+    #[test]
+    fn half_a_hash_is_read_and_never_written() {
+        let halved = |parcel: &Parcel| {
+            let (whole, word) = (&parcel.name.hash, parcel.name.content.word());
+            assert_eq!(whole.len(), 64);
+            let text = match parcel.name.content {
+                Content::Scripts => format!("apscli-{word}-{}", &whole[..32]),
+                _ => format!("apscli-{word}-{}-0", &whole[..32]),
+            };
+            Name::of(&text).unwrap()
+        };
+        let parcels = pack(Content::Service, "n", b"what runs");
+        assert!(parcels[0].name.is_whole() && Name::of(&parcels[0].map.name_any()).is_some());
+        let half = halved(&parcels[0]);
+        assert!(!half.is_whole());
+        let found = [(half.clone(), parcels[0].map.clone())];
+        assert_eq!(
+            unpack(&found, gzip::LARGEST).as_deref(),
+            Ok(b"what runs".as_slice())
+        );
+        let other = pack(Content::Service, "n", b"something else");
+        assert!(unpack(&[(half, other[0].map.clone())], gzip::LARGEST).is_err());
+
+        let author = ConfigMap {
+            data: Some(BTreeMap::from([("x".to_owned(), "1".to_owned())])),
+            ..ConfigMap::default()
+        };
+        let scripts = pack_scripts("n", &author);
+        let half = halved(&scripts);
+        assert_eq!(check_scripts(&half, &scripts.map), Ok(()));
+        assert!(check_scripts(&half, &ConfigMap::default()).is_err());
+    }
+
     #[test]
     fn other_names_are_none() {
         let hash = "0123456789abcdef0123456789abcdef";
@@ -411,6 +493,10 @@ mod tests {
             &format!("apscli-service-{hash}-0-0"),
             &format!("apscli-service-{hash}-0-1-2"),
             &format!("apscli-other-{hash}-0"),
+            &format!("apscli-service-{hash}0-0"),
+            &format!("apscli-service-{}-0", &hash[1..]),
+            &format!("apscli-service-{}-0", hash.to_uppercase()),
+            "apscli-service--0",
         ] {
             assert_eq!(Name::of(other), None, "{other}");
         }

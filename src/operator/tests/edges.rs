@@ -345,3 +345,31 @@ async fn apscli_node_is_copied_where_nodes_cannot_be_read_and_the_own_image_need
     passes(61).await;
     assert_eq!(delivered(&fake, "none").await, ("copy", 1));
 }
+
+/// Credentials of clouds hang on an account's name, whoever made the account.
+#[tokio::test(start_paused = true)]
+async fn account_of_another_namespace_is_refused() {
+    let fake = Fake::new();
+    let options = Options {
+        service_accounts: vec![
+            "default/robot".parse().unwrap(),
+            "*/anywhere".parse().unwrap(),
+        ],
+        ..two_namespaces()
+    };
+    operate(&fake, options);
+    passes(1).await;
+    let of =
+        |account: &str| run(&json!({"template": {"a": node(&[])}, "serviceAccountName": account}));
+    fake.put_in("default", "workflowruns", of("robot"));
+    fake.put_in("other", "workflowruns", of("robot"));
+    passes(1).await;
+    assert_eq!(phase_in(&fake, "default"), "Running");
+    assert_eq!(phase_in(&fake, "other"), "Error");
+    let refused = fake.get_in("other", "workflowruns", "r").unwrap();
+    let why = refused["status"]["message"].as_str().unwrap();
+    let expected = "`robot` is not on the operator's list for namespace other; expected one of \
+                    anywhere (the cluster's administrator can add it: --allow-service-account \
+                    other/robot)";
+    assert!(why.contains(expected), "{why}");
+}

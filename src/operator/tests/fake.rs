@@ -183,6 +183,29 @@ impl Fake {
         (Client::new(service, "default"), process)
     }
 
+    /// Likewise, with its calls bounded as in the program.
+    pub fn bounded_client(&self, metrics: &Arc<Metrics>) -> (Client, Arc<AtomicBool>) {
+        let calls = Calls {
+            metrics: Arc::clone(metrics),
+            leadership: Leadership::alone(),
+        };
+        let (fake, dead) = (self.clone(), Arc::new(AtomicBool::new(false)));
+        let process = Arc::clone(&dead);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (fake, dead) = (fake.clone(), Arc::clone(&dead));
+            async move { fake.call(request, &dead).await }
+        });
+        (Client::new(calls.layer(service), "default"), process)
+    }
+
+    /// Somebody other than the operator changes the status of an object.
+    pub fn change_status(&self, resource: &str, name: &str, status: &Value) {
+        let key = (resource.to_owned(), "default".to_owned(), name.to_owned());
+        let patch = json!({"status": status});
+        let mut state = self.state();
+        state.patch(&key, Some("status"), &patch).unwrap();
+    }
+
     /// Likewise, with its calls counted as in the program.
     pub fn counted_client(&self, metrics: &Arc<Metrics>) -> Client {
         let calls = Calls {
@@ -788,9 +811,10 @@ impl Fake {
             .and_then(|it| it.parse().ok())
             .unwrap_or(300);
         let end = tokio::time::sleep(Duration::from_secs(seconds));
-        let lines = events.map(|event| {
-            let mut line = serde_json::to_vec(&event).unwrap();
-            line.push(b'\n');
+        let lines = events.map(|event: Value| {
+            // In the order of the API server: what reads it depends on that.
+            let (kind, object) = (written(&event["type"]), written(&event["object"]));
+            let line = format!("{{\"type\":{kind},\"object\":{object}}}\n");
             Ok::<_, BoxError>(Frame::data(Bytes::from(line)))
         });
         let body = StreamBody::new(lines.take_until(end));
@@ -1165,8 +1189,31 @@ fn drop_nulls(object: &mut Value) {
     }
 }
 
+/// JSON that `serde_json` itself neither makes nor reads. The string `@deep 150@` stands for so many
+/// lists in each other, `@raw …@` for these characters as they are.
+fn written(object: &Value) -> String {
+    let mut rest = serde_json::to_string(object).unwrap();
+    let mut text = String::new();
+    while let Some((before, marked)) = rest.split_once("\"@") {
+        let (mark, after) = marked.split_once("@\"").expect("a mark without an end");
+        text.push_str(before);
+        let mark: String = serde_json::from_str(&format!("\"{mark}\"")).unwrap();
+        match mark.split_once(' ') {
+            Some(("deep", levels)) => {
+                let levels = levels.parse().unwrap();
+                text.push_str(&"[".repeat(levels));
+                text.push_str(&"]".repeat(levels));
+            }
+            Some(("raw", raw)) => text.push_str(raw),
+            _ => panic!("an unknown mark: {mark}"),
+        }
+        rest = after.to_owned();
+    }
+    text + &rest
+}
+
 fn respond(code: u16, object: &Value) -> Reply {
-    let body = http_body_util::Full::new(Bytes::from(serde_json::to_vec(object).unwrap()));
+    let body = http_body_util::Full::new(Bytes::from(written(object)));
     let body =
         body.map_err(|never: std::convert::Infallible| -> tower::BoxError { match never {} });
     let code = StatusCode::from_u16(code).unwrap();

@@ -203,7 +203,7 @@ async fn what_unfolds_without_end_is_put_aside() {
     run_from(&fake, &files).await;
     assert_eq!(phase(&fake), "Pending");
     let said = message(&fake);
-    assert!(said.contains("unfolds to more than 32 MiB"), "{said}");
+    assert!(said.contains("unfolds to more than 8 MiB"), "{said}");
     another_run_goes_well(&fake).await;
     let calls = fake.calls();
     let told = calls.iter().filter(|it| *it == "event InvalidCatalog");
@@ -221,7 +221,7 @@ async fn what_unfolds_without_end_is_put_aside() {
     passes(1).await;
     assert_eq!(phase(&fake), "Error");
     let said = message(&fake);
-    assert!(said.contains("unfolds to more than 32 MiB"), "{said}");
+    assert!(said.contains("unfolds to more than 8 MiB"), "{said}");
     another_run_goes_well(&fake).await;
     fake.calls();
     silence(&fake).await;
@@ -281,6 +281,84 @@ async fn a_service_that_cannot_be_read_says_so_once() {
     fake.put("workflowruns", run(&json!({"fqsn": "some.good"})));
     passes(1).await;
     assert_eq!(phase(&fake), "Running");
+}
+
+/// Who comes second neither takes a name nor makes it useless.
+#[tokio::test(start_paused = true)]
+async fn second_service_of_a_name_does_not_count() {
+    let fake = started().await;
+    let service = |name: &str, template: Value| {
+        json!({"metadata": {"name": name},
+        "spec": {"fqsn": "some.name", "versions": [{"version": "1", "template": template}]}})
+    };
+    let ready = |name: &str| {
+        let condition = fake.get("services", name).unwrap()["status"]["conditions"][0].clone();
+        let part = |of: &str| condition[of].as_str().unwrap().to_owned();
+        (part("status"), part("reason"), part("message"))
+    };
+    fake.put("services", service("z", json!({"mine": node(&[])})));
+    passes(3).await;
+    fake.put("services", service("a", json!({"theirs": node(&[])})));
+    passes(3).await;
+    let (status, reason, message) = ready("a");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "Conflict"));
+    assert!(
+        message.contains("Service default/z has the FQSN some.name too"),
+        "{message}"
+    );
+    assert_eq!(ready("z").0, "True");
+    // One on each.
+    assert_eq!(fake.calls(), ["event Conflict", "event Conflict"]);
+    fake.put("workflowruns", run(&json!({"fqsn": "some.name"})));
+    passes(2).await;
+    assert_eq!(
+        fake.run()["status"]["resolved"]["source"],
+        "Service default/z"
+    );
+    assert_eq!(entry(&fake, "mine")["phase"], "Running");
+    // When the first goes, the second is told at once that it counts now.
+    fake.delete("services", "z");
+    passes(3).await;
+    assert_eq!(ready("a").0, "True");
+}
+
+/// What a namespace's `ConfigMaps` say is not even asked for.
+#[tokio::test(start_paused = true)]
+async fn labelled_maps_of_a_runs_namespace_do_not_count() {
+    for (labelled, home, expected) in [
+        (LabelledMaps::All, "default", "Running"),
+        (LabelledMaps::Shared, "default", "Pending"),
+        (LabelledMaps::Shared, "shared", "Running"),
+        (LabelledMaps::None, "shared", "Pending"),
+    ] {
+        let fake = Fake::new();
+        let catalog_config_maps = labelled;
+        operate(
+            &fake,
+            Options {
+                catalog_config_maps,
+                ..options()
+            },
+        );
+        let data = json!({"some.json": String::from_utf8(category("t.json")).unwrap(),
+            "t.json": json!({"a": node(&[])}).to_string()});
+        let map =
+            json!({"metadata": {"name": "m", "labels": {"apscli.dev/catalog": "x"}}, "data": data});
+        fake.put_in(home, "configmaps", map);
+        passes(3).await;
+        fake.put("workflowruns", run(&json!({"fqsn": "some.service"})));
+        passes(3).await;
+        assert_eq!(
+            phase(&fake),
+            expected,
+            "{labelled:?} {home}: {}",
+            message(&fake)
+        );
+        if expected == "Pending" {
+            let said = message(&fake);
+            assert!(said.contains("do not count as catalogs"), "{said}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,6 +20,8 @@ mod fake;
 mod faults;
 mod golden;
 mod holes;
+mod hostile;
+mod memory;
 mod process;
 mod raw;
 mod record;
@@ -37,6 +39,7 @@ use tokio::time::sleep;
 use super::health::Health;
 use super::metrics::Metrics;
 use super::options::{Options, Processes, Scope, Shard};
+use crate::catalog::cluster::LabelledMaps;
 use crate::engine::event::Ending;
 use fake::Fake;
 
@@ -44,6 +47,7 @@ fn options() -> Options {
     Options {
         scope: Scope::Cluster,
         shared_namespace: "shared".to_owned(),
+        catalog_config_maps: LabelledMaps::All,
         election: None,
         shard: Shard::WHOLE,
         node_image: "nodes".to_owned(),
@@ -55,6 +59,7 @@ fn options() -> Options {
         processes: Processes::default(),
         runner: None,
         resync: Duration::from_secs(900),
+        cache: 192 * 1024 * 1024,
     }
 }
 

@@ -174,6 +174,7 @@ fn recorded(fake: &Fake, name: &str) -> bool {
 fn allowed() -> Options {
     Options {
         processes: Processes {
+            network: false,
             namespaces: vec!["default".to_owned()],
             services: vec!["shared.*".to_owned()],
         },
@@ -448,6 +449,50 @@ async fn an_allowed_service_is_the_shared_one() {
     }
 }
 
+/// Of a copy that an operator up to 0.1.0 made, only half of the hash is in its name: nobody has proven
+/// that its content is what was copied from the shared namespace.
+#[tokio::test(start_paused = true)]
+async fn half_a_hash_proves_no_shared_service() {
+    for (namespace, refused) in [("m", true), ("default", false)] {
+        let (fake, seen, process) = begun(never).await;
+        let service = json!({"apiVersion": "apscli.dev/v1alpha1", "kind": "Service",
+            "metadata": {"name": "s"},
+            "spec": {"fqsn": "shared.s", "executor": "process", "versions": [{"version": "1", "template": fan(1)}]}});
+        fake.put_in("shared", "services", service);
+        passes(1).await;
+        let run = json!({"apiVersion": "apscli.dev/v1alpha1", "kind": "WorkflowRun",
+            "metadata": {"name": "r"}, "spec": {"fqsn": "shared.s", "onLost": "Retry"}});
+        fake.put_in(namespace, "workflowruns", run);
+        passes(5).await;
+        assert_eq!(seen.lock().unwrap().started.len(), 1);
+        process.dies();
+        let run = fake.get_in(namespace, "workflowruns", "r").unwrap();
+        let name = run["status"]["resolved"]["snapshot"][0].as_str().unwrap();
+        let hash = name
+            .strip_prefix("apscli-service-")
+            .unwrap()
+            .strip_suffix("-0")
+            .unwrap();
+        assert_eq!(hash.len(), 64);
+        let objects = fake.objects().to_string().replace(hash, &hash[..32]);
+        let fake = Fake::new();
+        fake.load(&serde_json::from_str(&objects).unwrap());
+        let seen = Arc::default();
+        let _process = operate_with(&fake, &seen, all_well);
+        passes(60).await;
+        let run = fake.get_in(namespace, "workflowruns", "r").unwrap();
+        let status = &run["status"];
+        if refused {
+            assert_eq!(status["phase"], "Error", "{status:#}");
+            let said = status["message"].as_str().unwrap();
+            assert!(said.contains("half of a hash"), "{said}");
+        } else {
+            assert_eq!(status["phase"], "Succeeded", "{status:#}");
+        }
+        assert_eq!(seen.lock().unwrap().started.len(), usize::from(!refused));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_secret_is_for_pods() {
     let (fake, seen, _process) = begun(all_well).await;
@@ -459,5 +504,77 @@ async fn a_secret_is_for_pods() {
     passes(1).await;
     assert_eq!(phase(&fake), "Error");
     assert!(message(&fake).starts_with("node n0: the parameter `password` comes from a Secret"));
+    assert!(seen.lock().unwrap().started.is_empty());
+}
+
+/// A runner that ends because it is broken: `onLost` decides, and the next one is asked again.
+#[tokio::test(start_paused = true)]
+async fn broken_runner_with_retry_starts_again() {
+    let (fake, seen, _process) = begun(never).await;
+    let spec = json!({"template": fan(2), "executor": "process", "onLost": "Retry"});
+    fake.put("workflowruns", run(&spec));
+    passes(1).await;
+    seen.lock().unwrap().broken = true;
+    passes(2).await;
+    seen.lock().unwrap().broken = false;
+    passes(10).await;
+    let mut started = seen.lock().unwrap().started.clone();
+    started.sort();
+    assert_eq!(started, ["n0/1", "n0/2", "n1/1", "n1/2"]);
+    assert_eq!(seen.lock().unwrap().connections, 2);
+}
+
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "as all endings of a fake runner are given"
+)]
+fn lost(_: &str) -> Option<Ending> {
+    Some(Ending::Lost("the runner could not start it".to_owned()))
+}
+
+/// What the runner could not start is lost and not failed for good, and it is given the files again,
+/// as it may be these that it could not keep.
+#[tokio::test(start_paused = true)]
+async fn lost_start_is_retried_with_its_files() {
+    let (fake, seen, _process) = begun(lost).await;
+    let scripts = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "scripts"}, "data": {"a.sh": "#!/bin/sh\n"}});
+    fake.put("configmaps", scripts);
+    let service = json!({"apiVersion": "apscli.dev/v1alpha1", "kind": "Service",
+        "metadata": {"name": "s"}, "spec": {"fqsn": "own.s", "executor": "process",
+            "versions": [{"version": "1", "template": fan(1)}],
+            "scripts": [{"configMap": "scripts"}]}});
+    fake.put("services", service);
+    passes(1).await;
+    fake.put(
+        "workflowruns",
+        run(&json!({"fqsn": "own.s", "onLost": "Retry"})),
+    );
+    passes(10).await;
+    assert_eq!(phases(&fake), ["n0 Error Lost"]);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.started, ["n0/1", "n0/2", "n0/3"]);
+    assert_eq!(seen.files, ["a.sh", "a.sh", "a.sh"]);
+    assert_eq!(seen.connections, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn network_needs_the_administrator() {
+    let (fake, seen, _process) = begun(all_well).await;
+    let service = json!({"apiVersion": "apscli.dev/v1alpha1", "kind": "Service",
+        "metadata": {"name": "s"}, "spec": {"fqsn": "own.s", "executor": "process",
+            "network": true, "versions": [{"version": "1", "template": fan(1)}]}});
+    fake.put("services", service);
+    passes(1).await;
+    fake.put("workflowruns", run(&json!({"fqsn": "own.s"})));
+    passes(2).await;
+    assert_eq!(phase(&fake), "Error");
+    let reason = &fake.run()["status"]["conditions"][0]["reason"];
+    assert_eq!(reason, "NetworkNotAllowed");
+    assert!(
+        message(&fake).contains("--process-network"),
+        "{}",
+        message(&fake)
+    );
     assert!(seen.lock().unwrap().started.is_empty());
 }

@@ -32,7 +32,7 @@ fn graph(prev: &[Vec<usize>], name: impl Fn(usize) -> String) -> Graph {
             (name(at), node)
         })
         .collect();
-    let template = Template::from_value("plan", &crate::api::object_to_value(&nodes));
+    let template = Template::from_value("plan", &crate::api::to_value(&nodes.into()));
     template.graph(Filling::With(&Params::new())).unwrap()
 }
 

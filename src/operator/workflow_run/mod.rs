@@ -33,18 +33,22 @@ use crate::engine::state::{NodeState, RunState};
 use crate::engine::step::{Limits, Verdict, step};
 use crate::executor::pod::build::pod_name;
 use crate::executor::pod::slim::SlimPod;
-use crate::operator::apply::{Answer, CallOff, Hand, of_run};
+use crate::operator::apply::{Answer, CallOff, Hand, of_run, pause};
 use crate::operator::broken;
 use crate::operator::context::Context;
 use crate::operator::floor::Floor;
 use crate::operator::hub::{News, Told, is_of};
+use crate::operator::memory::Charge;
 use crate::operator::publish::{Draft, Published, Publisher, View};
-use crate::operator::resolve::{self, Program, Unresolved};
+use crate::operator::resolve::{self, NO_MEMORY, Program, Unresolved};
 use crate::operator::status::{self, PodFacts};
 
 /// How soon, and how often at the end, a run that cannot be resolved looks again, should nothing
 /// else happen. Soon at first: what is applied together arrives one after the other.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// How soon a run for whose graph there is no memory looks again.
+const NO_MEMORY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Attempts of a run that are on record as begun, and have not: no more are recorded at once, and
 /// the next only when few are left. All of these are lost with the operator, and each record is a
@@ -60,6 +64,7 @@ pub(super) async fn drive(
     run: Arc<WorkflowRun>,
     old: bool,
     inbox: &mut UnboundedReceiver<Told>,
+    charge: &mut Charge,
 ) -> Option<Arc<WorkflowRun>> {
     let (answers, answered) = unbounded_channel();
     let (published, publications) = unbounded_channel();
@@ -79,6 +84,9 @@ pub(super) async fn drive(
         Ok(program) => program,
         Err(over) => return Some(over),
     };
+    // What it is to run is in the graph now.
+    let run = Arc::new(resolve::without_content(Arc::unwrap_or_clone(run)));
+    charge.resize(resolve::size(&run));
     let mut actor = Actor::new(&context, run, program, publisher, answers);
     actor.restore(&context, old).await?;
     let over = actor.live(inbox, answered, publications).await;
@@ -120,10 +128,10 @@ async fn begin(
             match published {
                 Published::Done { run: now, .. } => {
                     context.announce(&run, &now);
-                    run = now;
+                    run = Arc::new(resolve::with_content(&now, &run));
                 }
                 Published::Conflict { run: now } => {
-                    run = now;
+                    run = Arc::new(resolve::with_content(&now, &run));
                     continue;
                 }
                 Published::Gone => return None,
@@ -133,14 +141,17 @@ async fn begin(
                 return Some((Arc::clone(&run), Err(run)));
             }
         }
-        let wait = tokio::time::timeout(pause, inbox.recv()).await;
+        // Reading it again costs much where it is large.
+        let is_full = matches!(&unresolved, Unresolved::Wait { reason, .. } if reason == NO_MEMORY);
+        let length = if is_full { NO_MEMORY_AGAIN } else { pause };
+        let wait = tokio::time::timeout(length, inbox.recv()).await;
         let wait = wait.map(|told| told.map(|told| told.news));
         pause = (pause * 2).min(LOOK_AGAIN.1);
         match wait {
             Ok(None | Some(News::Gone)) => return None,
             Ok(Some(News::Run(now))) => {
                 if publisher.admit(&now) {
-                    run = now;
+                    run = Arc::new(resolve::with_content(&now, &run));
                 }
             }
             Ok(Some(_)) | Err(_) => {}
@@ -176,10 +187,22 @@ async fn has_begun(context: &Context, run: &WorkflowRun, old: bool) -> bool {
     let namespace = run.namespace().unwrap_or_default();
     let pods: Api<SlimPod> = Api::namespaced(context.client.clone(), &namespace);
     let uid = run.uid().unwrap_or_default();
-    let all = of_run(&uid);
-    let found = context.insist("look for pods of a cancelled run", || pods.list(&all));
-    // Labels only filter.
-    found.await.iter().any(|pod| is_of(&pod.0, &uid))
+    let mut tries = 0;
+    let mut pages = of_run(&uid);
+    loop {
+        match pages.next::<_, SlimPod>(&pods).await {
+            // Labels only filter.
+            Ok(Some(page)) if page.iter().any(|pod| is_of(&pod.0, &uid)) => return true,
+            Ok(Some(_)) => {}
+            Ok(None) => return false,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for pods of a cancelled run yet");
+                pages.restart();
+                tokio::time::sleep(pause(tries)).await;
+                tries += 1;
+            }
+        }
+    }
 }
 
 /// What is known of a node's current attempt.

@@ -20,9 +20,10 @@ use crate::engine::state::NodeState;
 use crate::executor::pod::build::{decision_hash, pod_name};
 use crate::executor::pod::slim::SlimPod;
 use crate::executor::pod::{ANNOTATION_ATTEMPT, ANNOTATION_DECISION, NODE};
-use crate::operator::apply::of_run;
+use crate::operator::apply::{of_run, pause};
+use crate::operator::client::is_final;
 use crate::operator::context::Context;
-use crate::operator::{broken, status};
+use crate::operator::{broken, object, status};
 
 use super::{Actor, Made, QUEUED};
 
@@ -186,8 +187,9 @@ impl Actor {
             let name = crate::operator::publish::page_name(&self.program.pods.uid, index);
             let page = self
                 .context
-                .insist("read a page", || api.get_opt(&name))
+                .insist("read a page", || object::get(&api, &name))
                 .await;
+            let page = page.ok().flatten();
             let owner = self.run.metadata.uid.as_ref();
             let page = page.filter(|page| {
                 page.owner_references()
@@ -208,26 +210,30 @@ impl Actor {
         let context = Arc::clone(&self.context);
         let namespace = self.run.namespace().unwrap_or_default();
         let api: Api<SlimPod> = Api::namespaced(context.client.clone(), &namespace);
-        let all = of_run(&self.program.pods.uid);
+        let mut pages = of_run(&self.program.pods.uid);
         let mut found = Vec::new();
-        let mut params = all.clone();
+        let mut tries = 0;
         loop {
-            let page = context.insist("list the run's pods", || async {
-                match api.list(&params).await {
-                    // The rest of the list is too old to be told: from the beginning.
-                    Err(kube::Error::Api(status)) if status.code == 410 => Ok(None),
-                    page => page.map(Some),
+            match pages.next::<_, SlimPod>(&api).await {
+                Ok(Some(page)) => {
+                    tries = 0;
+                    let pods = page.into_iter().map(|pod| pod.0).collect();
+                    found.extend(self.adopt(pods, entries));
                 }
-            });
-            let Some(page) = page.await else {
-                params = all.clone();
-                continue;
-            };
-            let pods = page.items.into_iter().map(|pod| pod.0).collect();
-            found.extend(self.adopt(pods, entries));
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params = all.clone().continue_token(&token),
-                None => return found,
+                Ok(None) => return found,
+                // Nothing names this list but ourselves, and a pod that it lacks would count as lost:
+                // it is asked for until there is an answer.
+                Err(error) => {
+                    // The rest of the list may be too old to be told.
+                    if matches!(&error, kube::Error::Api(status) if status.code == 410)
+                        || is_final(&error)
+                    {
+                        pages.restart();
+                    }
+                    tracing::warn!(%error, "cannot list the run's pods yet");
+                    tokio::time::sleep(pause(tries)).await;
+                    tries += 1;
+                }
             }
         }
     }
@@ -250,9 +256,9 @@ impl Actor {
             let context = Arc::clone(&context);
             async move {
                 let found = context.insist("look for a pod that a list did not have", || {
-                    api.get_opt(&name)
+                    object::get(api, &name)
                 });
-                let found = found.await.map(|found| found.0);
+                let found = found.await.ok().flatten().map(|found| found.0);
                 let found = found.filter(|pod| pod.metadata.uid.as_ref() == Some(&uid));
                 found.map(|pod| (ix, pod))
             }

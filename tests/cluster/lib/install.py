@@ -19,6 +19,8 @@ from .trouble import Trouble, need_tool
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 NAMESPACE = "apscli"
+# The chart's `sharedNamespace`.
+SHARED = "apscli-services"
 BUILT = ("apscli", "apscli-node", "libapscli_python.so")
 PATIENCE = "300s"
 
@@ -95,25 +97,26 @@ def _install_charts(cluster: Cluster, tag: str) -> None:
     def tool(*words: str, told: str | None = None) -> None:
         _run(list(words), told=told, env=environment)
 
-    namespace = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
-    }
-    apply = ["kubectl", "apply", "--server-side", "--field-manager=cluster-install", "--filename=-"]
-    tool(*apply, told=json.dumps(namespace))
-    # Left by an install that was killed in the middle; helm would not go on from there.
-    tool("kubectl", "delete", "secrets", "--namespace", NAMESPACE,
-         "--selector=owner=helm,status in (pending-install, pending-upgrade, pending-rollback)")  # fmt: skip
+    for name in (NAMESPACE, SHARED):
+        namespace = {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+        }
+        apply = ["kubectl", "apply", "--server-side", "--field-manager=cluster-install", "--filename=-"]
+        tool(*apply, told=json.dumps(namespace))
+        # Left by an install that was killed in the middle; helm would not go on from there.
+        tool("kubectl", "delete", "secrets", "--namespace", name,
+             "--selector=owner=helm,status in (pending-install, pending-upgrade, pending-rollback)")  # fmt: skip
     values = {"image": {"tag": tag}, "nodes": {"image": {"tag": tag}}}
-    upgrade = ["helm", "upgrade", "--install", "--namespace", NAMESPACE, "--wait", "--timeout", PATIENCE]
+    upgrade = ["helm", "upgrade", "--install", "--wait", "--timeout", PATIENCE, "--namespace"]
     _say("installing the chart apscli")
-    tool(*upgrade, "apscli", str(ROOT / "charts/apscli"), "--values=-", told=json.dumps(values))
+    tool(*upgrade, NAMESPACE, "apscli", str(ROOT / "charts/apscli"), "--values=-", told=json.dumps(values))
     _say("installing the chart apscli-services")
-    tool(*upgrade, "apscli-services", str(ROOT / "charts/apscli-services"))
-    tool("kubectl", "wait", "--namespace", NAMESPACE, "--for=condition=Ready", f"--timeout={PATIENCE}",
+    tool(*upgrade, SHARED, "apscli-services", str(ROOT / "charts/apscli-services"))
+    tool("kubectl", "wait", "--namespace", SHARED, "--for=condition=Ready", f"--timeout={PATIENCE}",
          "services.apscli.dev", "--all")  # fmt: skip
-    _say(f"apscli {tag} is ready in the namespace {NAMESPACE}: kubectl get apsvc --all-namespaces")
+    _say(f"apscli {tag} is ready in the namespace {NAMESPACE}, its services are in {SHARED}: kubectl get apsvc --all-namespaces")
 
 
 def _run(command: list[str], told: str | None = None, shown: bool = False, **options) -> None:

@@ -256,7 +256,7 @@ def limits():
         "CPU": 3600,
         "NOFILE": 1024,
         "FSIZE": 64 << 20,
-        "CORE": 0,
+        "CORE": 1,
         "MEMLOCK": 64 << 10,
         "MSGQUEUE": 0,
         "NPROC": 10_000,
@@ -269,7 +269,304 @@ def limits():
     return "bounded" if not over else "unbounded: " + " ".join(over)
 
 
+BATCH, CLASS_IDLE = 3, 3 << 13
+
+
+def number(pid, numbers, *arguments):
+    """A call whose first argument is a process's number."""
+    call(numbers, long(int(pid)), *arguments)
+
+
+def room(size=64):
+    return ctypes.create_string_buffer(size)
+
+
+def as_it_is():
+    """The limit of a file's size that this process has."""
+    return struct.pack("qq", *resource.getrlimit(resource.RLIMIT_FSIZE))
+
+
+def attributes():
+    return struct.pack("IIQiIQQQ", 48, BATCH, 0, 7, 0, 0, 0, 0)
+
+
+def clock(pid):
+    """The processor time of a process: a clock whose number is the process's."""
+    call((228, 113), long(~int(pid) << 3 | 2), room())
+
+
+ABOUT = {
+    "get_affinity": lambda pid: number(pid, (204, 123), long(64), room()),
+    "get_scheduler": lambda pid: number(pid, (145, 120)),
+    "get_param": lambda pid: number(pid, (143, 121), room()),
+    "get_attr": lambda pid: number(pid, (315, 275), room(), long(48), long(0)),
+    "get_interval": lambda pid: number(pid, (148, 127), room()),
+    "get_priority": lambda pid: call((140, 141), long(0), long(int(pid))),
+    "get_io_priority": lambda pid: call((252, 31), long(1), long(int(pid))),
+    "get_limit": lambda pid: number(pid, (302, 261), long(7), long(0), room()),
+    "get_clock": clock,
+    "get_group": lambda pid: number(pid, (121, 155)),
+    "get_session": lambda pid: number(pid, (124, 156)),
+}
+CHANGES = {
+    "set_affinity": lambda pid: number(pid, (203, 122), long(8), b"\xff" * 8),
+    "set_scheduler": lambda pid: number(pid, (144, 119), long(BATCH), bytes(4)),
+    "set_param": lambda pid: number(pid, (142, 118), bytes(4)),
+    "set_attr": lambda pid: number(pid, (314, 274), attributes(), long(0)),
+    "set_priority": lambda pid: call((141, 140), long(0), long(int(pid)), long(7)),
+    "set_io_priority": lambda pid: call((251, 30), long(1), long(int(pid)), long(CLASS_IDLE)),
+    "set_limit": lambda pid: number(pid, (302, 261), long(1), as_it_is(), long(0)),
+}
+
+
+def on_group(which, who):
+    """A priority of many at once."""
+    call((141, 140), long(which), long(who), long(7))
+
+
+def limit_parent():
+    """Few open files for who watches over it: it would see no more of them."""
+    number(os.getppid(), (302, 261), long(7), struct.pack("QQ", 4, 4), long(0))
+
+
+def own_process():
+    """What libraries ask and set of themselves, by number 0 and by their own numbers."""
+    for pid in (0, os.getpid()):
+        for do in (ABOUT | CHANGES).values():
+            do(pid)
+    said = []
+
+    def in_a_thread():
+        try:
+            for pid in (0, threading.get_native_id()):
+                for name, do in (ABOUT | CHANGES).items():
+                    # That is of whole processes.
+                    if name != "get_clock":
+                        do(pid)
+            time.clock_gettime(time.pthread_getcpuclockid(threading.get_ident()))
+        except OSError as error:
+            said.append(error)
+
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    thread.join()
+    # A runtime that has started another thread sets its processors.
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        CHANGES["set_affinity"](thread.native_id)
+    finally:
+        done.set()
+    thread.join()
+    child = os.fork()
+    if child == 0:
+        time.sleep(10)
+        os._exit(0)
+    try:
+        for name, do in ABOUT.items():
+            do(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    for error in said:
+        raise error
+
+
+def opened(path, do):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        do(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def chmod2(base, path, mode, flags):
+    call((452, 452), long(base), path.encode(), long(mode), long(flags))
+
+
+def at_link(path, do):
+    os.symlink(path, "out")
+    try:
+        do("out")
+    finally:
+        os.unlink("out")
+
+
+def times(path, *arguments):
+    os.utime(path, (1, 2), *arguments)
+
+
+def attribute(path):
+    os.setxattr(path, "user.apscli", b"x")
+
+
+def new_with(mode):
+    os.close(os.open("new", os.O_CREAT | os.O_RDWR, mode))
+
+
+def set_flags(descriptor):
+    """The flags that it has already."""
+    flags = room(8)
+    fcntl.ioctl(descriptor, 0x80086601, flags)
+    fcntl.ioctl(descriptor, 0x40086602, flags)
+
+
+def modes_inside():
+    """All ways to change modes and times of its own files, and what comes of it."""
+    os.makedirs("own/below")
+    write("own/file")
+    os.symlink("file", "own/link")
+    mode = 0o600
+
+    def changed(do, path="own/file"):
+        nonlocal mode
+        mode = 0o640 if mode == 0o600 else 0o600
+        do(mode)
+        if os.stat(path).st_mode & 0o7777 != mode:
+            raise OSError(errno.EIO, "it stays as it was")
+
+    here = os.open("own", os.O_RDONLY)
+    file = os.open("own/file", os.O_RDONLY)
+    only = os.open("own/file", os.O_PATH)
+    changed(lambda mode: os.chmod("own/file", mode))
+    changed(lambda mode: os.chmod(os.path.abspath("own/file"), mode))
+    changed(lambda mode: os.chmod("own/below/../link", mode))
+    changed(lambda mode: os.fchmod(file, mode))
+    changed(lambda mode: os.chmod("file", mode, dir_fd=here))
+    changed(lambda mode: os.chmod("/proc/self/fd/%d" % file, mode))
+    changed(lambda mode: os.chmod("/dev/fd/%d" % file, mode))
+    changed(lambda mode: chmod2(here, "file", mode, 0x100))
+    changed(lambda mode: chmod2(only, "", mode, 0x1000))
+    os.chmod("own", 0o755)
+    os.chmod(".", 0o700)
+    now = 0
+
+    def touched(do):
+        nonlocal now
+        now += 1000
+        do((now, now + 1))
+        if (os.stat("own/file").st_atime, os.stat("own/file").st_mtime) != (now, now + 1):
+            raise OSError(errno.EIO, "it stays as it was")
+
+    touched(lambda both: os.utime("own/file", both))
+    touched(lambda both: os.utime("own/link", both))
+    touched(lambda both: os.utime(file, both))
+    touched(lambda both: os.utime("file", both, dir_fd=here))
+    if X86:
+        seconds = lambda both: struct.pack("qq", *both)
+        micros = lambda both: struct.pack("qqqq", both[0], 0, both[1], 0)
+        touched(lambda both: call((132, 0), b"own/file", seconds(both)))
+        touched(lambda both: call((235, 0), b"own/file", micros(both)))
+        touched(lambda both: call((261, 0), long(here), b"file", micros(both)))
+    os.utime("own/file")
+    if abs(os.stat("own/file").st_mtime - time.time()) > 60:
+        raise OSError(errno.EIO, "that is not now")
+    os.utime("own/link", (5, 6), follow_symlinks=False)
+    if os.lstat("own/link").st_mtime != 6 or os.stat("own/file").st_mtime == 6:
+        raise OSError(errno.EIO, "that is not the link")
+    os.unlink("own/file")
+    os.fchmod(file, 0o644)
+    os.utime(file, (7, 8))
+    if os.fstat(file).st_mode & 0o777 != 0o644:
+        raise OSError(errno.EIO, "it stays as it was")
+    for path, do in (("none", lambda: os.chmod("none", 0o600)), ("none/x", lambda: os.utime("none/x"))):
+        try:
+            do()
+        except FileNotFoundError:
+            continue
+        raise OSError(errno.EIO, path + " is not there")
+    os.mkdir("wide", 0o6755)
+    if os.stat("wide").st_mode & 0o6000:
+        raise OSError(errno.EIO, "a directory has it")
+    shutil.rmtree("own")
+    os.rmdir("wide")
+    for descriptor in (here, file, only):
+        os.close(descriptor)
+
+
+def exchange(one, other):
+    call((316, 276), long(-100), one, long(-100), other, long(2))
+
+
+def race(path):
+    """Changes modes and times of its own, while another process swaps them for links to what is not its
+    own, and a thread the path in memory."""
+    write("mine")
+    os.symlink(path, "theirs")
+    os.mkdir("dir")
+    os.symlink(os.path.dirname(path), "link")
+    until = time.monotonic() + 2
+    if os.fork() == 0:
+        while time.monotonic() < until:
+            exchange(b"mine", b"theirs")
+            os.chmod("dir", 0) if not os.path.islink("dir") else None
+            exchange(b"dir", b"link")
+        os._exit(0)
+    name = ctypes.create_string_buffer(b"mine", 4096)
+
+    def swap():
+        while time.monotonic() < until:
+            name.value = path.encode()
+            name.value = b"mine"
+
+    threading.Thread(target=swap).start()
+    while time.monotonic() < until:
+        for numbers, mode in (((90, 0), 0o4777), ((90, 0), 0o777)) if X86 else ():
+            libc.syscall(ctypes.c_long(numbers[0]), name, long(mode))
+        libc.syscall(ctypes.c_long(268 if X86 else 53), long(-100), b"mine", long(0o777))
+        libc.syscall(ctypes.c_long(280 if X86 else 88), long(-100), name, struct.pack("qqqq", 1, 0, 1, 0), long(0))
+    os.wait()
+
+
 PROBES = {
+    "chmod_out": lambda path: os.chmod(path, 0o666),
+    "chmod_same": lambda path: os.chmod(path, 0o600),
+    "chmod2_out": lambda path: chmod2(-100, path, 0o666, 0),
+    "chmod2_nofollow": lambda path: chmod2(-100, path, 0o666, 0x100),
+    "chmod_directory": lambda path: os.chmod(os.path.dirname(path), 0o777),
+    "chmod_link": lambda path: at_link(path, lambda link: os.chmod(link, 0o666)),
+    "chmod_up": lambda path: os.chmod(os.path.relpath(path), 0o666),
+    "chmod_at": lambda path: opened("/", lambda it: os.chmod(path[1:], 0o666, dir_fd=it)),
+    "chmod_read_only": lambda path: opened(path, lambda it: os.fchmod(it, 0o755)),
+    "chmod_by_number": lambda path: opened(path, lambda it: os.chmod("/proc/self/fd/%d" % it, 0o755)),
+    "chmod_empty_path": lambda path: opened(path, lambda it: chmod2(it, "", 0o755, 0x1000)),
+    "chmod_parent_link": lambda path: os.chmod("/proc/%d/root/%s" % (os.getpid(), path), 0o666),
+    "times_out": times,
+    "times_now": lambda path: os.utime(path),
+    "times_link": lambda path: at_link(path, times),
+    "times_read_only": lambda path: opened(path, times),
+    "times_utime": lambda path: call((132, 0), path.encode(), long(0)),
+    "times_utimes": lambda path: call((235, 0), path.encode(), long(0)),
+    "times_futimesat": lambda path: call((261, 0), long(-100), path.encode(), long(0)),
+    "chown_out": lambda path: os.chown(path, -1, -1),
+    "chown_link": lambda path: os.lchown(path, -1, -1),
+    "chown_read_only": lambda path: opened(path, lambda it: os.fchown(it, -1, -1)),
+    "set_attribute": attribute,
+    "get_attribute": lambda path: os.getxattr(path, "user.apscli"),
+    "list_attributes": lambda path: os.listxattr(path),
+    "remove_attribute": lambda path: os.removexattr(path, "user.apscli"),
+    "set_attribute_read_only": lambda path: opened(path, attribute),
+    "set_user_id": lambda: (write("s"), os.chmod("s", 0o4755)),
+    "set_group_id": lambda: (write("s"), opened("s", lambda it: os.fchmod(it, 0o2755))),
+    "set_user_id_open": lambda: new_with(0o4755),
+    "set_group_id_open": lambda: new_with(0o2755),
+    "set_user_id_mknod": lambda: os.mknod("node", 0o104755),
+    "openat2": lambda: bad((437, 437), long(-100), long(0), long(0), long(24)),
+    "watch": lambda: os.close(call((294, 26), long(0))),
+    "watch_add": lambda: bad((254, 27), long(-1), b"/", long(2)),
+    "notice": lambda: opened("/usr", lambda it: fcntl.fcntl(it, 1026, 1)),
+    "lease": lambda path: opened(path, lambda it: fcntl.fcntl(it, 1024, fcntl.F_RDLCK)),
+    "flags_read_only": lambda path: opened(path, set_flags),
+    "mounts": lambda: bad((457, 457), long(0), long(0), long(0), long(0)),
+    "users_priority": lambda: on_group(2, 0),
+    "groups_priority": lambda pid: on_group(1, int(pid)),
+    "limit_parent": limit_parent,
+    "own_process": own_process,
+    "modes_inside": modes_inside,
+    "race": race,
+    **ABOUT,
+    **CHANGES,
     "read": read,
     "list": lambda path: os.listdir(path),
     "environ": lambda pid: read("/proc/%s/environ" % pid),
@@ -397,6 +694,51 @@ def fill():
             file.write(b"x" * 1024 * 1024)
 
 
+def blind():
+    """The same, once it has taken from who watches over it what that needs to look."""
+    for pid in range(max(2, os.getppid() - 50), os.getppid() + 1):
+        for resource_number in (7, 0, 1, 9):
+            limit = struct.pack("QQ", 4, 4)
+            libc.syscall(ctypes.c_long(302 if X86 else 261), long(pid), long(resource_number), limit, long(0))
+    fill()
+
+
+def ask():
+    """Asks the launcher without end, in processes that are killed while they ask, and takes more than it may
+    meanwhile."""
+    write("x")
+    if os.fork() == 0:
+        askers = []
+        while True:
+            pid = os.fork()
+            if pid == 0:
+                while True:
+                    os.chmod("x", 0o600)
+            askers.append(pid)
+            if len(askers) > 8:
+                os.kill(askers.pop(0), signal.SIGKILL)
+                os.wait()
+    time.sleep(0.5)
+    for name in range(10 * 1024):
+        with open("file%d" % name, "wb") as file:
+            file.write(b"x" * 1024 * 1024)
+        time.sleep(0.01)
+
+
+def shuffle():
+    """80 MiB in directories, in each of which no file stays."""
+    for name in "abcd":
+        os.mkdir(name)
+    for name in range(20):
+        with open("a/%d" % name, "wb") as file:
+            file.write(b"x" * 4 * 1024 * 1024)
+    at = 0
+    while True:
+        for name in range(20):
+            os.rename("%s/%d" % ("abcd"[at % 4], name), "%s/%d" % ("abcd"[(at + 1) % 4], name))
+        at += 1
+
+
 def fill_unnamed():
     kept = []
     for name in range(10 * 1024):
@@ -515,6 +857,9 @@ WASTES = {
         flood,
         breed,
         fill,
+        blind,
+        ask,
+        shuffle,
         fill_unnamed,
         fill_hidden,
         fill_headless,

@@ -3,9 +3,11 @@
 
 mod catalogue;
 mod crd;
+mod hostile;
 mod kubectl;
 mod kubelet;
 mod life;
+mod memory;
 mod operator;
 mod parity;
 mod processes;

@@ -113,3 +113,43 @@ fn a_service_says_what_validate_says() {
     }
     operator.ends();
 }
+
+/// Both hear of it, and the first goes on to count.
+#[test]
+#[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
+fn second_service_of_a_name_does_not_count() {
+    let cluster = Cluster::new("twice");
+    let operator = Operator::of(&cluster).ready();
+    let service = |name: &str| {
+        let template = json!({name: {"action": {"type": "cmd", "cmd": "true"}}});
+        cluster.create(&json!({
+            "apiVersion": "apscli.dev/v1alpha1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"fqsn": "some.name", "versions": [{"version": "1", "template": template}]},
+        }));
+    };
+    // In this order also where both are made within one second.
+    service("a");
+    cluster.wait("apsvc/a", "condition=Ready", PATIENCE);
+    service("b");
+    cluster.wait("apsvc/b", "condition=Ready=False", PATIENCE);
+    let ready =
+        |name: &str| cluster.get(&[&format!("apsvc/{name}")])["status"]["conditions"][0].clone();
+    assert_eq!(ready("b")["reason"], "Conflict");
+    assert_eq!(ready("a")["status"], "True");
+    let told = || {
+        let events = cluster.get(&["events", "--field-selector=reason=Conflict"]);
+        let events = events["items"].as_array().cloned().unwrap_or_default();
+        let names = events
+            .iter()
+            .map(|it| it["involvedObject"]["name"].to_string());
+        names.collect::<std::collections::BTreeSet<String>>()
+    };
+    super::life::until("an Event on both", || told().len() == 2);
+    cluster.create(&run("r", &json!({"fqsn": "some.name"})));
+    cluster.wait("wfr/r", "condition=Complete", PATIENCE);
+    let source = cluster.run("r")["status"]["resolved"]["source"].clone();
+    assert_eq!(source, format!("Service {}/a", cluster.namespace));
+    cluster.kubectl(&["delete", "apsvc/a"], "").ok();
+    cluster.wait("apsvc/b", "condition=Ready", PATIENCE);
+    operator.ends();
+}

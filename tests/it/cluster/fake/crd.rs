@@ -198,6 +198,68 @@ fn a_bad_object_is_refused_in_words() {
     }
 }
 
+/// A field that holds a name, and a spec with it.
+type Field<'a> = (&'a str, &'a dyn Fn(&str) -> Value);
+
+/// Names go into URLs, and the library that puts them there does not look at them.
+#[test]
+#[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
+fn a_name_of_no_object_is_refused() {
+    let cluster = Cluster::new("bad-names");
+    let secret = |name: &str| json!({"fqsn": "a.b", "paramsFrom": [{"secret": {"name": name, "key": "k", "param": "p"}}]});
+    let fields: [Field<'_>; 6] = [
+        (
+            "spec.templateFrom[0].configMap",
+            &|name| json!({"templateFrom": [{"configMap": name, "key": "k"}]}),
+        ),
+        (
+            "spec.paramsFrom[0].configMap.name",
+            &|name| json!({"fqsn": "a.b", "paramsFrom": [{"configMap": {"name": name}}]}),
+        ),
+        ("spec.paramsFrom[0].secret.name", &secret),
+        (
+            "spec.serviceAccountName",
+            &|name| json!({"fqsn": "a.b", "serviceAccountName": name}),
+        ),
+        (
+            "spec.pod.priorityClassName",
+            &|name| json!({"fqsn": "a.b", "pod": {"priorityClassName": name}}),
+        ),
+        (
+            "spec.pod.imagePullSecrets[0].name",
+            &|name| json!({"fqsn": "a.b", "pod": {"imagePullSecrets": [{"name": name}]}}),
+        ),
+    ];
+    let scripts = |name: &str| {
+        service(
+            &json!({"fqsn": "a.b", "versions": [{"version": "1", "template": {}}], "scripts": [{"configMap": name}]}),
+        )
+    };
+    for name in [
+        "?watch=true&timeoutSeconds=100000",
+        "../../kube-system/configmaps/x",
+        "..",
+        "a%2Fb",
+        "A",
+        "x\n",
+        &"a".repeat(254),
+    ] {
+        for (field, spec) in fields {
+            cluster.refuses(&run("bad", &spec(name)), field);
+        }
+        cluster.refuses(&scripts(name), "spec.scripts[0].configMap");
+    }
+    for name in ["a", "0", "kube-root-ca.crt", "a--b.c-d.1", &"a".repeat(253)] {
+        for (_, spec) in fields {
+            cluster.try_out(&run("good", &spec(name)));
+        }
+        cluster.try_out(&scripts(name));
+    }
+    // As in a pod's spec.
+    let nothing = json!({"fqsn": "a.b", "pod": {"imagePullSecrets": [{"name": ""}]}});
+    cluster.try_out(&run("good", &nothing));
+}
+
 #[test]
 #[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
 fn a_run_is_fixed_but_for_four_fields() {
@@ -458,4 +520,33 @@ fn explain_has_words_for_everything() {
         .kubectl(&["explain", "workflowruns.spec.timeout"], "")
         .ok();
     assert!(spec.contains("such as 30s, 5m or 1h30m"), "{spec}");
+}
+
+/// Of several `Services` of one name the oldest counts, so an old one must not take another's name.
+#[test]
+#[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
+fn fqsn_of_a_service_is_fixed() {
+    let cluster = Cluster::new("fixed-names");
+    let version = json!({"version": "1", "templateText": "a: {}"});
+    let of = |fqsn: &str| service(&json!({"fqsn": fqsn, "versions": [version]}));
+    cluster.create(&of("a.b"));
+    let name = of("a.b")["metadata"]["name"].as_str().unwrap().to_owned();
+    let patch = |spec: Value| {
+        let patch = json!({"spec": spec}).to_string();
+        cluster.kubectl(
+            &["patch", "apsvc", &name, "--type=merge", "--patch", &patch],
+            "",
+        )
+    };
+    let said = patch(json!({"fqsn": "a.c"}));
+    assert!(
+        !said.success
+            && said
+                .stderr
+                .contains("fqsn is fixed when the Service is made"),
+        "{}{}",
+        said.stdout,
+        said.stderr
+    );
+    patch(json!({"fqsn": "a.b", "image": "other"})).ok();
 }

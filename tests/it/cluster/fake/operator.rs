@@ -14,7 +14,7 @@ use super::kubectl::{Cluster, kubeconfig};
 use crate::operator_command::get;
 
 /// How long the operator may take to begin on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// How much of the log a failed test shows.
 const LAST_LINES: usize = 60;

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::kubectl::{Cluster, kubeconfig, run};
+use super::kubectl::{Cluster, Said, kubeconfig, run};
 use super::operator::{Metrics, Operator};
 
 /// How long anything may take on a busy machine, in seconds.
@@ -21,11 +21,17 @@ type Right = (String, String, String);
 /// (`operator::tests::holes` has the conversation in which it is.)
 const ELSEWHERE: [(&str, &str, &str); 1] = [("get", "apscli.dev", "services")];
 
-/// All objects that the chart gives for these values.
+/// All objects that the chart gives for these values, but for those at uninstall.
 fn rendered(cluster: &Cluster, values: &[String]) -> Vec<Value> {
+    let mut objects = rendered_with_hooks(cluster, values);
+    objects.retain(|it| it["metadata"]["annotations"]["helm.sh/hook"].is_null());
+    objects
+}
+
+fn rendered_with_hooks(cluster: &Cluster, values: &[String]) -> Vec<Value> {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/apscli");
     let mut helm = Command::new("helm");
-    helm.args(["template", "apscli", chart, "--no-hooks"]);
+    helm.args(["template", "apscli", chart]);
     helm.args(["--namespace", &cluster.namespace]);
     helm.args([
         "--set",
@@ -200,6 +206,36 @@ fn use_while_the_first_works(cluster: &Cluster, shared: &Cluster) {
     let said = |cluster: &Cluster| cluster.kubectl(&wrong, "").ok();
     super::life::until("an Event on the catalogue", || !said(shared).is_empty());
 
+    // Each kind of pod: with scripts is above; with another image, an account and a Secret.
+    cluster.create(
+        &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"},
+        "stringData": {"k": "v"}}),
+    );
+    cluster.create(&run(
+        "dressed",
+        &json!({
+            "template": {"a": {"action": {"type": "cmd", "cmd": "true"}, "param": {"x": "$p"}}},
+            "image": "r.example/other:1", "serviceAccountName": "robot", "timeout": "60s",
+            "paramsFrom": [{"secret": {"name": "s", "key": "k", "param": "p"}}],
+            "pod": {"labels": {"team": "a"}, "tolerations": [{"operator": "Exists"}],
+                "resources": {"requests": {"cpu": "1m"}}},
+        }),
+    ));
+    cluster.wait("wfr/dressed", "condition=Complete", PATIENCE);
+    // A label that was taken off is put back.
+    let pods = "--selector=apscli.dev/run=dressed";
+    let pod = cluster
+        .kubectl(&["get", "pods", pods, "-o", "name"], "")
+        .ok();
+    let pod = pod.trim();
+    cluster
+        .kubectl(&["label", pod, "app.kubernetes.io/managed-by-"], "")
+        .ok();
+    super::life::until("the label again", || {
+        let label = "jsonpath={.metadata.labels.app\\.kubernetes\\.io/managed-by}";
+        cluster.kubectl(&["get", pod, "-o", label], "").stdout == "apscli"
+    });
+
     // Pages; what still runs is left to the next process.
     let mut large: serde_json::Map<String, Value> =
         (0..101).map(|at| (format!("n{at}"), node(&[]))).collect();
@@ -269,17 +305,23 @@ fn the_operator_has_the_rights_that_it_uses_and_no_others() {
             "scope=namespaced".to_owned(),
             format!("namespaces={{{}}}", cluster.namespace),
             format!("sharedNamespace={}", shared.namespace),
+            "admissionPolicy.enabled=true".to_owned(),
+            format!("nodes.allowServiceAccounts={{{}/robot}}", cluster.namespace),
             // Nobody starts it anew should the busy machine keep it from its Lease.
             "leaseDurationSeconds=60".to_owned(),
         ],
     );
-    for object in of_kind(&objects, &["ServiceAccount", "Role", "RoleBinding"]) {
-        cluster
-            .anywhere(&["apply", "-f", "-"], &object.to_string())
-            .ok();
-    }
+    grant(&cluster, &objects);
+    // A policy too takes a moment to count.
+    let account = account_of(&cluster, "apscli");
+    super::life::until("the policy", || {
+        let foreign = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}});
+        let said = as_account(&cluster, &account, &["create", "-f", "-"], &foreign);
+        said.stderr.contains("ValidatingAdmissionPolicy")
+    });
+    cluster.create(&json!({"apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "robot"}}));
     // A grant takes a moment to count; before that the operator would be refused something.
-    let account = format!("system:serviceaccount:{}:apscli", cluster.namespace);
     for namespace in [&cluster, &shared] {
         super::life::until("the rights", || {
             let ask = [
@@ -323,13 +365,379 @@ fn the_operator_has_the_rights_that_it_uses_and_no_others() {
     second.ends();
 }
 
+/// Puts what gives and bounds rights into the cluster.
+fn grant(cluster: &Cluster, objects: &[Value]) {
+    let kinds = [
+        "ServiceAccount",
+        "Role",
+        "RoleBinding",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    ];
+    for object in of_kind(objects, &kinds) {
+        let labels = object["metadata"]["labels"].to_string();
+        if !labels.contains("aggregate-to-") {
+            let apply = ["apply", "-f", "-"];
+            cluster.anywhere(&apply, &object.to_string()).ok();
+        }
+    }
+}
+
+fn account_of(cluster: &Cluster, name: &str) -> String {
+    format!("system:serviceaccount:{}:{name}", cluster.namespace)
+}
+
+/// What the API server says to an account.
+fn as_account(cluster: &Cluster, account: &str, words: &[&str], object: &Value) -> Said {
+    let mut words = words.to_vec();
+    words.extend(["--as", account]);
+    let told = if object.is_null() {
+        String::new()
+    } else {
+        object.to_string()
+    };
+    cluster.kubectl(&words, &told)
+}
+
+/// A pod as the operator makes it, with this changed.
+fn pod_but(name: &str, uid: &str, change: &Value) -> Value {
+    let mut pod = lookalike(name, "some-run", uid);
+    pod["spec"]["automountServiceAccountToken"] = json!(false);
+    pod["spec"]["volumes"] = json!([{"name": "w", "emptyDir": {}}]);
+    if !change.is_null() {
+        merge(&mut pod, change);
+    }
+    pod
+}
+
+/// RFC 7386, and for what is no object: in its place.
+fn merge(into: &mut Value, change: &Value) {
+    match (into.as_object_mut(), change.as_object()) {
+        (Some(fields), Some(changes)) => {
+            for (name, change) in changes {
+                merge(fields.entry(name).or_insert(Value::Null), change);
+            }
+        }
+        _ => *into = change.clone(),
+    }
+}
+
+fn snapshot_but(name: &str, uid: &str, change: &Value) -> Value {
+    let mut map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "immutable": true, "data": {"a": "b"},
+        "metadata": {"name": name,
+            "labels": {"app.kubernetes.io/managed-by": "apscli", "apscli.dev/snapshot": "true"},
+            "ownerReferences": [{"apiVersion": "apscli.dev/v1alpha1", "kind": "WorkflowRun",
+                "name": "some-run", "uid": uid}]},
+    });
+    if !change.is_null() {
+        merge(&mut map, change);
+    }
+    map
+}
+
+/// A run that no operator sees. What has no owner is collected.
+fn some_run(cluster: &Cluster) -> String {
+    cluster.create(&run("some-run", &json!({"template": {"a": node(&[])}})));
+    let run = cluster.run("some-run");
+    run["metadata"]["uid"].as_str().unwrap().to_owned()
+}
+
+/// Containers are merged by name; any other list is replaced.
+fn kind_of(patch: &str) -> &'static str {
+    if patch.contains("containers") {
+        "--type=strategic"
+    } else {
+        "--type=merge"
+    }
+}
+
+/// Pods that the operator never makes.
+fn bad_pods(uid: &str) -> Vec<Value> {
+    let restricted = &pod_but("x", uid, &Value::Null)["spec"]["containers"][0];
+    let mut changes = vec![
+        json!({"spec": {"serviceAccountName": "other"}}),
+        json!({"spec": {"automountServiceAccountToken": true}}),
+        json!({"spec": {"automountServiceAccountToken": null}}),
+        json!({"metadata": {"ownerReferences": []}}),
+        json!({"metadata": {"ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job",
+            "name": "j", "uid": "u", "controller": true}]}}),
+        json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "x"}}}),
+        json!({"metadata": {"name": "other"}}),
+        json!({"spec": {"hostNetwork": true}}),
+        json!({"spec": {"hostPID": true}}),
+        json!({"spec": {"hostIPC": true}}),
+        json!({"spec": {"nodeName": "fake-0"}}),
+        json!({"spec": {"securityContext": {"runAsUser": 0}}}),
+        json!({"spec": {"securityContext": {"runAsNonRoot": false}}}),
+        json!({"spec": {"securityContext": {"seccompProfile": {"type": "Unconfined"}}}}),
+    ];
+    for volume in [
+        json!({"hostPath": {"path": "/"}}),
+        json!({"secret": {"secretName": "s"}}),
+        json!({"persistentVolumeClaim": {"claimName": "c"}}),
+        json!({"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}),
+        json!({"nfs": {"server": "s", "path": "/"}}),
+    ] {
+        let mut named = json!({"name": "v"});
+        merge(&mut named, &volume);
+        changes.push(json!({"spec": {"volumes": [named]}}));
+    }
+    for context in [
+        json!({"privileged": true, "allowPrivilegeEscalation": true}),
+        json!({"allowPrivilegeEscalation": true}),
+        json!({"runAsUser": 0}),
+        json!({"capabilities": {"drop": []}}),
+        json!({"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]}}),
+    ] {
+        let mut container = restricted.clone();
+        container["name"] = json!("bad");
+        merge(&mut container, &json!({"securityContext": context}));
+        changes.push(json!({"spec": {"containers": [container]}}));
+        changes.push(json!({"spec": {"initContainers": [container]}}));
+    }
+    let mut port = restricted.clone();
+    port["ports"] = json!([{"containerPort": 1, "hostPort": 1}]);
+    changes.push(json!({"spec": {"containers": [port]}}));
+    changes
+        .iter()
+        .map(|it| pod_but("apscli-bad", uid, it))
+        .collect()
+}
+
+/// Whoever has the operator's token can do what the operator does, and nothing else that its roles
+/// would allow. The namespace enforces no standard, so it is the policy that refuses.
+#[test]
+#[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn operators_account_is_held_to_what_it_does() {
+    let cluster = Cluster::new("misuse");
+    let label = "pod-security.kubernetes.io/enforce=privileged";
+    let namespace = cluster.namespace.clone();
+    let relabel = ["label", "--overwrite", "namespace", &namespace, label];
+    cluster.anywhere(&relabel, "").ok();
+    let objects = rendered(
+        &cluster,
+        &[
+            "scope=cluster".to_owned(),
+            format!("nodes.allowServiceAccounts={{{namespace}/robot}}"),
+        ],
+    );
+    grant(&cluster, &objects);
+    let uid = some_run(&cluster);
+    let account = account_of(&cluster, "apscli");
+    for name in ["robot", "other"] {
+        cluster.create(&json!({"apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": name}}));
+    }
+    let foreign = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "coredns"}, "data": {"Corefile": "."}});
+    cluster.create(&foreign);
+    let mut pod = pod_but(
+        "foreign",
+        &uid,
+        &json!({"metadata": {"labels": null, "ownerReferences": [],
+        "finalizers": []}}),
+    );
+    pod["metadata"]["labels"] = json!({"app": "theirs"});
+    cluster.create(&pod);
+    let says = |words: &[&str], object: &Value| as_account(&cluster, &account, words, object);
+    let create = ["create", "-f", "-"];
+    let mut last = None;
+    for _ in 0..PATIENCE {
+        let said = says(&create, &snapshot_but("not-ours", &uid, &Value::Null));
+        if said.stderr.contains("ValidatingAdmissionPolicy") {
+            last = None;
+            break;
+        }
+        last = Some(said);
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+    assert!(last.is_none(), "roles and policy do not count: {last:?}");
+    let refused = |what: &str, words: &[&str], object: &Value| {
+        let said = says(words, object);
+        assert!(
+            !said.success && said.stderr.contains("ValidatingAdmissionPolicy 'apscli."),
+            "{what}: {words:?} {object}: {said:?}"
+        );
+    };
+    let done = |words: &[&str], object: &Value| {
+        let said = says(words, object);
+        assert!(said.success, "{words:?} {object}: {said:?}");
+    };
+
+    // What the operator does.
+    done(&create, &pod_but("apscli-good", &uid, &Value::Null));
+    let robot = json!({"spec": {"serviceAccountName": "robot"}});
+    done(&create, &pod_but("apscli-robot", &uid, &robot));
+    done(
+        &create,
+        &snapshot_but("apscli-params-1-0", &uid, &Value::Null),
+    );
+    let lease = |name: &str| {
+        json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": name}, "spec": {"holderIdentity": "me"}})
+    };
+    done(&create, &lease("apscli"));
+    let patch = |what: &'static str, patch: &str| -> Vec<String> {
+        let kind = kind_of(patch);
+        let patch = format!("--patch={patch}");
+        ["patch", what, kind, &patch].map(str::to_owned).to_vec()
+    };
+    let owner = json!({"apiVersion": "apscli.dev/v1alpha1", "kind": "WorkflowRun",
+        "name": "some-run", "uid": uid, "controller": false});
+    let owners = json!({"metadata": {"ownerReferences": [owner]}}).to_string();
+    for (what, change) in [
+        (
+            "pod/apscli-good",
+            r#"{"metadata":{"labels":{"apscli.dev/run":"x"}}}"#,
+        ),
+        ("configmap/apscli-params-1-0", &owners),
+    ] {
+        let words = patch(what, change);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        done(&words, &Value::Null);
+    }
+
+    // What it does not.
+    for pod in bad_pods(&uid) {
+        refused("a pod that is not the operator's", &create, &pod);
+    }
+    for map in [
+        snapshot_but("aws-auth", &uid, &Value::Null),
+        snapshot_but(
+            "apscli-x",
+            &uid,
+            &json!({"metadata": {"labels": {"apscli.dev/snapshot": "no"}}}),
+        ),
+        snapshot_but("apscli-x", &uid, &json!({"immutable": null})),
+        snapshot_but(
+            "apscli-x",
+            &uid,
+            &json!({"metadata": {"ownerReferences": [
+            {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}]}}),
+        ),
+    ] {
+        refused("a ConfigMap that is not the operator's", &create, &map);
+    }
+    refused("a Lease of another", &create, &lease("kube-scheduler"));
+    let container = r#"{"spec":{"containers":[{"name":"main","image":"evil:1"}]}}"#;
+    let ours = r#"{"metadata":{"labels":{"app.kubernetes.io/managed-by":"apscli",
+        "apscli.dev/snapshot":"true"}}}"#;
+    let made_ours = r#"{"metadata":{"ownerReferences":[{"apiVersion":"apscli.dev/v1alpha1",
+        "kind":"WorkflowRun","name":"q","uid":"u","controller":true}]}}"#;
+    for (what, change) in [
+        ("configmap/coredns", r#"{"data":{"Corefile":"evil"}}"#),
+        ("configmap/coredns", ours),
+        (
+            "configmap/apscli-params-1-0",
+            r#"{"metadata":{"labels":{"apscli.dev/catalog":"true"}}}"#,
+        ),
+        ("pod/foreign", container),
+        ("pod/foreign", ours),
+        ("pod/foreign", made_ours),
+        (
+            "pod/foreign",
+            r#"{"metadata":{"finalizers":["apscli.dev/result"]}}"#,
+        ),
+        ("pod/apscli-good", container),
+        (
+            "pod/apscli-good",
+            r#"{"metadata":{"annotations":{"apscli.dev/decision":"x"}}}"#,
+        ),
+        ("pod/apscli-good", made_ours),
+        ("pod/apscli-good", r#"{"spec":{"activeDeadlineSeconds":1}}"#),
+    ] {
+        let words = patch(what, change);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        refused("a change that is not the operator's", &words, &Value::Null);
+    }
+    refused(
+        "a foreign pod",
+        &["delete", "pod", "foreign", "--wait=false"],
+        &Value::Null,
+    );
+    let bare = r#"{"metadata":{"finalizers":null}}"#;
+    let words = patch("pod/apscli-good", bare);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    done(&words, &Value::Null);
+    done(
+        &["delete", "pod", "apscli-good", "--wait=false"],
+        &Value::Null,
+    );
+    // Nobody else is looked at.
+    let said = cluster.kubectl(&["delete", "pod", "foreign", "--wait=false"], "");
+    assert!(said.success, "{said:?}");
+}
+
+/// The account of the uninstall job takes one finalizer off, and nothing else.
+#[test]
+#[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
+fn cleanup_account_changes_finalizers_only() {
+    let cluster = Cluster::new("cleaner");
+    let objects = rendered_with_hooks(&cluster, &["scope=cluster".to_owned()]);
+    let cleaners: Vec<Value> = objects
+        .into_iter()
+        .filter(|it| !it["metadata"]["annotations"]["helm.sh/hook"].is_null())
+        .collect();
+    grant(&cluster, &cleaners);
+    let uid = some_run(&cluster);
+    let account = account_of(&cluster, "apscli-cleanup");
+    let change = json!({"metadata": {"finalizers": ["x.example/y", "apscli.dev/result"]}});
+    cluster.create(&pod_but("held", &uid, &change));
+    let patch = |change: &str| {
+        let kind = kind_of(change);
+        let change = format!("--patch={change}");
+        let words = ["patch", "pod", "held", kind, &change];
+        as_account(&cluster, &account, &words, &Value::Null)
+    };
+    let label = r#"{"metadata":{"labels":{"a":"b"}}}"#;
+    super::life::until("roles and policy", || {
+        patch(label).stderr.contains("ValidatingAdmissionPolicy")
+    });
+    for bad in [
+        label,
+        r#"{"metadata":{"annotations":{"a":"b"}}}"#,
+        r#"{"metadata":{"ownerReferences":null}}"#,
+        r#"{"metadata":{"finalizers":null}}"#,
+        r#"{"metadata":{"finalizers":["apscli.dev/result"]}}"#,
+        r#"{"metadata":{"finalizers":["x.example/y","apscli.dev/result","z.example/z"]}}"#,
+        r#"{"spec":{"activeDeadlineSeconds":1}}"#,
+        r#"{"spec":{"containers":[{"name":"main","image":"evil:1"}]}}"#,
+    ] {
+        let said = patch(bad);
+        assert!(
+            !said.success
+                && said
+                    .stderr
+                    .contains("takes the finalizer apscli.dev/result off"),
+            "{bad}: {said:?}"
+        );
+    }
+    let good = patch(r#"{"metadata":{"finalizers":["x.example/y"]}}"#);
+    assert!(good.success, "{good:?}");
+    let bare = r#"--patch={"metadata":{"finalizers":null}}"#;
+    cluster
+        .kubectl(&["patch", "pod", "held", "--type=merge", bare], "")
+        .ok();
+}
+
 /// Where the chart's rights do not reach, readiness says which are missing and of whom.
 #[test]
 #[ignore = "needs a cluster: tests/cluster/with --nodes fake"]
 fn a_namespace_that_may_not_be_read_is_named() {
     let cluster = Cluster::new("refused");
     let dir = TempDir::new().unwrap();
-    let objects = rendered(&cluster, &["scope=namespaced".to_owned()]);
+    let objects = rendered(
+        &cluster,
+        &[
+            "scope=namespaced".to_owned(),
+            format!("sharedNamespace={}", cluster.namespace),
+            "allowSharedInReleaseNamespace=true".to_owned(),
+        ],
+    );
     for object in of_kind(&objects, &["ServiceAccount", "Role", "RoleBinding"]) {
         cluster
             .kubectl(&["apply", "-f", "-"], &object.to_string())

@@ -256,7 +256,7 @@ async fn what_is_uninstalled_leaves_runs_and_holds_no_pod() {
     let runs: Api<WorkflowRun> = Api::namespaced(client.clone(), &namespace);
     let left = runs.get("run").await.unwrap().status.unwrap();
     assert_eq!(left.phase, Some(RunPhase::Running));
-    let services: Api<Service> = Api::namespaced(client.clone(), "apscli");
+    let services: Api<Service> = Api::namespaced(client.clone(), "apscli-services");
     let services = services.list(&ListParams::default()).await.unwrap();
     assert_eq!(services.items.len(), 1, "services went with the operator");
 

@@ -18,6 +18,7 @@ mod strip;
 mod watch;
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,7 +26,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::api::name::{self, BadName};
 use crate::catalog::files::Catalogue;
-use crate::executor::fence;
+use crate::executor::{fence, spawn};
 
 use printer::Printer;
 
@@ -121,16 +122,31 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     if let Some(status) = fence::launch::taken(&args) {
         return status;
     }
+    spawn::set_up();
     let printer = Printer;
+    let status = command(printer, args);
+    // Whoever reads the exit status must learn that the data did not arrive.
+    if printer.has_failed() {
+        return ExitCode::FAILURE;
+    }
+    status
+}
+
+fn command(printer: Printer, args: Vec<OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(legacy::translate(args)) {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(error) if error.use_stderr() => {
             let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(CANNOT_RUN)
+            return ExitCode::from(CANNOT_RUN);
+        }
+        Err(help) => {
+            let help = help.render();
+            printer.exactly(&if std::io::stdout().is_terminal() {
+                help.ansi().to_string()
             } else {
-                ExitCode::SUCCESS
-            };
+                help.to_string()
+            });
+            return ExitCode::SUCCESS;
         }
     };
     let context = Context {

@@ -4,7 +4,12 @@
 //! Must not decide what is worth saying.
 
 use std::error::Error;
-use std::io::{self, Write};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use super::shown::{json, shown};
 
@@ -12,8 +17,12 @@ use super::shown::{json, shown};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Printer;
 
+/// Whether data could not be written.
+static FAILED: AtomicBool = AtomicBool::new(false);
+
 impl Printer {
-    /// Data for people, to stdout. A reader that went away is no error.
+    /// Data for people, to stdout. A reader that went away is no error; any other failure is reported
+    /// on stderr and kept for [`Printer::has_failed`]. So it is with all that goes to stdout.
     pub fn data(&self, text: &str) {
         self.exactly(&shown(text));
     }
@@ -24,30 +33,39 @@ impl Printer {
     }
 
     /// A text of ours, to stdout, as it is.
-    #[allow(clippy::unused_self)]
     pub fn exactly(&self, text: &str) {
-        let mut stdout = io::stdout().lock();
-        let _ = stdout.write_all(text.as_bytes());
+        self.bytes(text.as_bytes());
         if !text.ends_with('\n') {
-            let _ = stdout.write_all(b"\n");
+            self.bytes(b"\n");
         }
-        let _ = stdout.flush();
     }
 
     /// Bytes, to stdout, as they are.
-    #[allow(clippy::unused_self)]
     pub fn bytes(&self, bytes: &[u8]) {
-        let mut stdout = io::stdout().lock();
-        let _ = stdout.write_all(bytes);
-        let _ = stdout.flush();
+        match write_all(rustix::stdio::stdout(), bytes) {
+            Ok(()) | Err(Errno::PIPE) => {}
+            Err(error) => {
+                // Once: what follows fails as well.
+                if !FAILED.swap(true, Ordering::Relaxed) {
+                    let error = io::Error::from(error);
+                    self.say(&format!("error: cannot write to standard output: {error}"));
+                }
+            }
+        }
+    }
+
+    /// Whether data could not be written to stdout.
+    #[must_use]
+    #[allow(clippy::unused_self)]
+    pub fn has_failed(&self) -> bool {
+        FAILED.load(Ordering::Relaxed)
     }
 
     /// A line of words, to stderr, by one write.
     #[allow(clippy::unused_self)]
     pub fn say(&self, text: &str) {
-        let _ = io::stderr()
-            .lock()
-            .write_all(format!("{}\n", shown(text)).as_bytes());
+        let line = format!("{}\n", shown(text));
+        let _ = write_all(rustix::stdio::stderr(), line.as_bytes());
     }
 
     /// An error with all its causes, each once. One that lists problems, a line each, is as
@@ -64,4 +82,21 @@ impl Printer {
         }
         self.say(&text);
     }
+}
+
+/// Writes all of it, also to a file that does not block (a pipe that another program made so):
+/// then it waits until there is room.
+fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::write(file, bytes) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let _ = poll(&mut [PollFd::from_borrowed_fd(file, PollFlags::OUT)], None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

@@ -169,7 +169,6 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
     spawn::start_guard(Some(journal.guard_lock()))
         .map_err(|error| format!("cannot start the guard process: {error}"))?;
     spawn::raise_open_files();
-    spawn::keep_ended_children();
     let flags = flags(args)?.or(header.flags);
     // Absolute, because the folder may be left below.
     let own_folder = std::path::absolute(&dir)?;
@@ -330,16 +329,33 @@ fn header(context: &Context, args: &Args) -> Result<Header, Failure> {
         (None, None) => return Err("expected --template, --fqsn or --resume".into()),
     };
     let text = read_text(&path)?;
+    let work_folder = std::env::current_dir()
+        .map_err(|error| format!("cannot tell the current directory ({error}): it may have been removed; expected to be started in one that exists"))?;
     let absolute = std::path::absolute(&path)?;
     let folder = absolute.parent().unwrap_or(Path::new("/")).to_path_buf();
     let params = params(args.params.as_deref(), &args.param)?;
+    let flags = flags(args)?;
+    let sandbox = flags.sandbox.iter().flat_map(|sandbox| &sandbox.readable);
+    for recorded in [&folder, &work_folder]
+        .into_iter()
+        .chain(&flags.python)
+        .chain(sandbox)
+    {
+        if recorded.to_str().is_none() {
+            let shown = recorded.display();
+            return Err(format!(
+                "the path {shown} is not UTF-8, so the journal cannot hold it; expected one that is"
+            )
+            .into());
+        }
+    }
     Ok(Header::new(
         path.display().to_string(),
         text,
         folder,
-        std::env::current_dir()?,
+        work_folder,
         params,
-        flags(args)?,
+        flags,
     ))
 }
 
@@ -373,7 +389,12 @@ fn run_folder(args: &Args) -> Result<PathBuf, Failure> {
         .or_else(|| std::env::home_dir().map(|home| home.join(".local/state")))
         .ok_or("there is no home folder for the run's log; expected --log-dir")?;
     let time = Timestamp::now().strftime("%Y%m%dT%H%M%S");
+    // In containers that share a home, process ids are alike.
+    let mut random = [0_u8; 4];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| format!("cannot name the run's directory: {error}"))?;
+    let random = u32::from_ne_bytes(random);
     Ok(state
         .join("apscli/runs")
-        .join(format!("{time}-{}", std::process::id())))
+        .join(format!("{time}-{random:08x}")))
 }

@@ -90,7 +90,6 @@ pub(super) fn runner(_: &Context, args: &RunnerArgs) -> Result<ExitCode, Failure
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| format!("cannot hide from other processes: {error}"))?;
     spawn::raise_open_files();
-    spawn::keep_ended_children();
     let options = options(args)?;
     end_on_signals()?;
     let Some(path) = &args.socket else {

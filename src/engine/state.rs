@@ -410,6 +410,19 @@ impl RunState {
         self.last_end
     }
 
+    /// The latest time that anything in this state has; none: the run has not started.
+    #[must_use]
+    pub fn latest(&self) -> Option<Timestamp> {
+        let nodes = self.nodes.iter().filter_map(|(_, state)| match state {
+            NodeState::Pending => None,
+            NodeState::Running(running) | NodeState::Lost { was: running, .. } => {
+                Some(running.since)
+            }
+            NodeState::Finished(finished) => Some(finished.ended),
+        });
+        nodes.chain(self.started_at).max()
+    }
+
     /// Why the run is to end early, if it is.
     #[must_use]
     pub fn cancelled(&self) -> Option<CancelCause> {

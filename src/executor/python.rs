@@ -547,6 +547,10 @@ impl Interpreter {
         if how.is_none() {
             self.forget(call);
         }
+        // First, so that the interpreter reaps the call: a zombie would keep its group alive, and
+        // the sweep would wait for all of the grace. Should the socket be full while the call is
+        // to end, one more process is unreaped until then.
+        let _ = self.send(&over(call), &[], control);
         if killed.is_some() {
             sweep(group, surroundings.grace, control);
         } else if how.is_none() {
@@ -554,8 +558,6 @@ impl Interpreter {
             let _ = kill_process_group(group, Signal::KILL);
         }
         spawn::forget(group);
-        // Should the socket be full while the call is to end: one unreaped process more till then.
-        let _ = self.send(&over(call), &[], control);
         let mut captured = lines.finish();
         let ending = match (killed, how) {
             (Some(cause), _) => Ending::Killed(cause),

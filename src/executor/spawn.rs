@@ -114,6 +114,7 @@ struct Plan {
     parent: libc::pid_t,
     mask: libc::sigset_t,
     open_files: Option<libc::rlimit>,
+    inherited: &'static Inherited,
     /// The errno of what failed, written by the child into our memory.
     failed: c_int,
 }
@@ -145,6 +146,7 @@ pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
         // SAFETY: an all-zero signal set is a valid value; it is filled below.
         mask: unsafe { std::mem::zeroed() },
         open_files: OPEN_FILES.get().copied(),
+        inherited: INHERITED.get_or_init(Inherited::default),
         failed: 0,
     };
     // Not zeroed: nearly all of it is never touched.
@@ -222,22 +224,87 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
         if let Some(limit) = &(*plan).open_files {
             libc::setrlimit(libc::RLIMIT_NOFILE, limit);
         }
-        // Handlers of ours must not run here once the mask is lifted, and Rust ignores SIGPIPE,
-        // which a program does not expect.
-        for signal in [
-            libc::SIGINT,
-            libc::SIGTERM,
-            libc::SIGHUP,
-            libc::SIGPIPE,
-            libc::SIGCHLD,
-            libc::SIGWINCH,
-        ] {
+        let inherited = (*plan).inherited;
+        if inherited.terminal {
+            // Without this a program that asks for a password would stop as a background job of
+            // the user's terminal; now it cannot open /dev/tty.
+            let terminal = libc::open(c"/dev/tty".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+            if terminal >= 0 {
+                libc::ioctl(terminal, libc::TIOCNOTTY);
+                libc::close(terminal);
+            }
+        }
+        // Handlers of ours must not run here once the mask is lifted, and a program does not
+        // expect signals to be ignored.
+        for signal in OWN_SIGNALS {
             libc::signal(signal, libc::SIG_DFL);
+        }
+        for signal in 1..=LAST_SIGNAL {
+            if inherited.ignored & (1 << signal) != 0 {
+                libc::signal(signal, libc::SIG_DFL);
+            }
         }
         libc::sigprocmask(libc::SIG_SETMASK, &raw const (*plan).mask, ptr::null_mut());
         libc::execve((*plan).program, (*plan).args, (*plan).env);
         fail(plan)
     }
+}
+
+/// Signals that this program handles or ignores, whatever it inherited: Rust ignores SIGPIPE, and
+/// [`set_up`] SIGXFSZ.
+const OWN_SIGNALS: [c_int; 7] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGPIPE,
+    libc::SIGCHLD,
+    libc::SIGWINCH,
+    libc::SIGXFSZ,
+];
+/// The largest signal number of Linux (`_NSIG`).
+const LAST_SIGNAL: c_int = 64;
+
+/// What this program inherited and its children must not.
+#[derive(Debug, Default)]
+struct Inherited {
+    /// Signals that were ignored at the start, one bit each.
+    ignored: u128,
+    /// Whether there is a controlling terminal.
+    terminal: bool,
+}
+
+static INHERITED: OnceLock<Inherited> = OnceLock::new();
+
+/// Makes this process independent of what its parent left it: no signal is blocked, a file that
+/// reaches the limit of its size is an error of that write (SIGXFSZ ends the process by default),
+/// and ended children wait to be reaped. Children get defaults.
+///
+/// Call it first of all, while the program has one thread: threads inherit the mask.
+pub fn set_up() {
+    INHERITED.get_or_init(|| {
+        let mut inherited = Inherited::default();
+        // SAFETY: reads and sets dispositions and the mask by structs of ours; no handler is
+        // involved, and the descriptor is closed where it was opened.
+        unsafe {
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            for signal in 1..=LAST_SIGNAL {
+                if is_ignored(signal) {
+                    inherited.ignored |= 1 << signal;
+                }
+            }
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            // With an inherited SIG_IGN the kernel would reap children before we ask how they ended.
+            libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+            let terminal = libc::open(c"/dev/tty".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+            if terminal >= 0 {
+                inherited.terminal = true;
+                libc::close(terminal);
+            }
+        }
+        inherited
+    });
 }
 
 static OPEN_FILES: OnceLock<libc::rlimit> = OnceLock::new();
@@ -253,15 +320,6 @@ pub fn raise_open_files() {
             limit.rlim_cur = limit.rlim_max;
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
-    }
-}
-
-/// Undoes an inherited `SIG_IGN` for ended children, with which the kernel would reap them
-/// before we can ask how they ended.
-pub fn keep_ended_children() {
-    // SAFETY: sets a disposition; no handler is involved.
-    unsafe {
-        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
     }
 }
 

@@ -366,10 +366,16 @@ impl Journal {
                 source,
             })?,
         };
-        let mut journal = Self::locked(dir, path, file)?;
-        journal.line(header)?;
-        journal.flush()?;
-        Ok(journal)
+        let begun = Self::locked(dir, path.clone(), file).and_then(|mut journal| {
+            journal.line(header)?;
+            journal.flush()?;
+            Ok(journal)
+        });
+        if begun.is_err() {
+            // Nothing has started. An empty journal would stand in the way of the next try.
+            let _ = std::fs::remove_file(&path);
+        }
+        begun
     }
 
     /// Opens the journal of a killed run: its header, and its lines to be folded by

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rustix::process::Signal as Stop;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -31,6 +32,12 @@ use crate::executor::python::Python;
 use crate::executor::spawn;
 
 use journal::{Journal, JournalError};
+
+/// How long after the first signal that asks for the run's end further ones mean the same stop.
+const ONE_STOP: Duration = Duration::from_secs(1);
+
+/// How long a node's end by a stop signal waits for the same signal to reach this program.
+const STOP_ARRIVES: Duration = Duration::from_millis(50);
 
 /// Wall-clock times that run on by the monotonic clock: a clock that is set while a run goes on
 /// ends no node.
@@ -50,6 +57,16 @@ impl Default for Clock {
 }
 
 impl Clock {
+    /// A clock that shows no time before this one. A resumed run continues from its last event,
+    /// also where the machine's clock was set back meanwhile: else nodes would end before they
+    /// start, and a timeout would come late by what the clock was set back.
+    #[must_use]
+    pub fn not_before(earliest: Option<Timestamp>) -> Self {
+        let now = Self::default();
+        let wall = earliest.map_or(now.wall, |earliest| earliest.max(now.wall));
+        Self { wall, ..now }
+    }
+
     /// Now.
     #[must_use]
     pub fn now(&self) -> Timestamp {
@@ -139,10 +156,11 @@ impl Driver {
         let core = Core {
             graph: Arc::clone(&graph),
             limits: options.limits,
+            clock: Clock::not_before(state.latest()),
             state,
             journal,
             watch,
-            clock: Clock::default(),
+            stopped: None,
             controls: BTreeMap::new(),
             wake_at: None,
             verdict: None,
@@ -178,7 +196,7 @@ impl Driver {
             };
             tokio::select! {
                 () = self.run.news.notified() => {}
-                () = self.interrupts.next() => self.run.go_on(Core::interrupted),
+                () = self.interrupts.next() => self.run.go_on(|core| core.interrupted(Instant::now())),
                 () = self.run.at(wake_at) => self.run.go_on(|core| core.take(Vec::new())),
                 () = next(&mut tick) => self.run.core().tick(),
             }
@@ -239,6 +257,11 @@ impl Run {
         let mut next = Some(first);
         while let Some(start) = next.take() {
             let outcome = self.attempt(&start);
+            // A stop of a whole process group or service may reach the node first. Nothing must
+            // start because of that.
+            if is_stopped(&outcome) && self.core().state.cancelled().is_none() {
+                std::thread::sleep(STOP_ARRIVES);
+            }
             let mut core = self.core();
             let slept_until = core.wake_at;
             let mut acts = core.ended(&start, outcome);
@@ -274,6 +297,12 @@ impl Run {
     }
 }
 
+/// Whether a signal by which users end programs has ended the node.
+fn is_stopped(outcome: &Outcome) -> bool {
+    let stops = [Stop::INT, Stop::TERM, Stop::HUP].map(Stop::as_raw);
+    matches!(outcome.ending, Ending::Signalled(signal) if stops.contains(&signal))
+}
+
 /// An attempt to be carried out.
 struct Start {
     node: NodeIx,
@@ -297,6 +326,8 @@ struct Core {
     journal: Journal,
     watch: Box<dyn Watch + Send>,
     clock: Clock,
+    /// When a user asked for the run's end for the first time.
+    stopped: Option<Instant>,
     controls: BTreeMap<NodeIx, Arc<Control>>,
     /// When there is something to do without any news.
     wake_at: Option<Timestamp>,
@@ -340,8 +371,12 @@ impl Core {
             .collect()
     }
 
-    fn ended(&mut self, start: &Start, outcome: Outcome) -> Vec<Act> {
+    fn ended(&mut self, start: &Start, mut outcome: Outcome) -> Vec<Act> {
         self.controls.remove(&start.node);
+        // The signal that asked for the run's end has ended the node too.
+        if is_stopped(&outcome) && self.state.cancelled() == Some(CancelCause::Asked) {
+            outcome.ending = Ending::Killed(KillCause::Cancel(CancelCause::Asked));
+        }
         let at = self.clock.now();
         self.take(vec![Event::Ended {
             node: start.node,
@@ -351,8 +386,15 @@ impl Core {
         }])
     }
 
-    /// Somebody wants the run to end: first by its rules, then at once.
-    fn interrupted(&mut self) -> Vec<Act> {
+    /// A user wants the run to end: first by its rules, then at once. One stop can arrive as several
+    /// signals: `timeout` signals its child and then the group of both, a terminal that is
+    /// closed sends HUP twice. So what comes within [`ONE_STOP`] of the first is the same stop.
+    fn interrupted(&mut self, now: Instant) -> Vec<Act> {
+        match self.stopped {
+            Some(first) if now.duration_since(first) < ONE_STOP => return Vec::new(),
+            Some(_) => {}
+            None => self.stopped = Some(now),
+        }
         if self.state.cancelled().is_none() {
             return self.cancel();
         }

@@ -22,6 +22,7 @@ mod faults;
 mod fence;
 mod fuzz;
 mod hostile;
+mod inherited;
 #[path = "../bench/instant.rs"]
 mod instant;
 mod journal;
@@ -38,5 +39,6 @@ mod readme;
 mod runner;
 mod scenarios;
 mod server;
+mod stops;
 mod terminal;
 mod vectors;

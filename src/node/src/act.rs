@@ -114,7 +114,7 @@ enum News {
 
 /// Runs the action to its end, its timeout or the pod's.
 fn carry_out(work: Work) -> Result<Outcome, String> {
-    spawn::keep_ended_children();
+    spawn::set_up();
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])
         .map_err(|error| format!("cannot listen to signals: {error}"))?;
     let (news, inbox) = channel();

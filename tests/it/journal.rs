@@ -60,6 +60,29 @@ fn a_resumed_run_repeats_no_finished_node_and_its_running_one_is_lost() {
     assert_eq!(place.read("did"), "a\nb\nc\n");
 }
 
+/// As if the machine's clock had been years ahead until the run was killed.
+#[test]
+fn clock_set_back_before_resume_is_harmless() {
+    let place = place();
+    killed(&place);
+    let journal = place.read("run/journal.jsonl");
+    let year = jiff::Timestamp::now().strftime("%Y").to_string();
+    // Four, as not every year has a 29 February.
+    let next = (year.parse::<u32>().unwrap() + 4).to_string();
+    let ahead = journal.replace(&format!("\"{year}-"), &format!("\"{next}-"));
+    assert_ne!(ahead, journal);
+    fs::write(place.path("run/journal.jsonl"), ahead).unwrap();
+    let done = place.apscli(&["run", "--resume", "run", "-o", "json"]);
+    for node in ["a", "b", "c"] {
+        let of = done.json()["output"][node].clone();
+        let (start, end) = (of["start_time"].as_str(), of["end_time"].as_str());
+        assert!(
+            start.unwrap() <= end.unwrap() && end.unwrap().starts_with(&next),
+            "{of}"
+        );
+    }
+}
+
 #[test]
 fn a_lost_node_is_tried_again_where_asked_for() {
     let place = place();

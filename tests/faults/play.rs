@@ -208,7 +208,10 @@ impl<'a> Play<'a> {
             for (resource, name) in &scenario.garbled {
                 proxy.garble(resource, name);
             }
-            let processes = format!("--process-namespace={}", place.namespace);
+            let processes = [
+                format!("--process-namespace={}", place.namespace),
+                "--process-network".to_owned(),
+            ];
             let broken = |rule: &str| ("APSCLI_BROKEN_RULE".to_owned(), rule.to_owned());
             let operator = Operator::new(Launch {
                 program: place.program.clone(),
@@ -221,6 +224,7 @@ impl<'a> Play<'a> {
                     .processes
                     .then_some(processes)
                     .into_iter()
+                    .flatten()
                     .collect(),
                 variables: place.broken.map(broken).into_iter().collect(),
             });

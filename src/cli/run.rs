@@ -160,6 +160,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<ExitCode, Failure> {
         Some(recorded) => recorded.fold(&graph)?,
         None => RunState::new(&graph),
     };
+    if args.sandbox.is_some() || header.flags.sandbox.is_some() {
+        is_own_directory(&header.folder)?;
+    }
     make_folders(&dir)?;
     let journal = match journal {
         Some(journal) => journal,
@@ -296,6 +299,10 @@ fn fence(sandbox: &Sandbox, dir: &Path, parallel: NonZeroUsize) -> Result<Fence,
     let mut fence = Fence::new(sandbox.mode, folder, parallel);
     fence.network = sandbox.network;
     fence.readable.clone_from(&sandbox.readable);
+    // What this run and others record, wherever that is.
+    let own = ["journal.jsonl", "guard.lock", "python.log", "logs", "work"].map(|it| dir.join(it));
+    let hidden = own.into_iter().chain(runs_directory());
+    fence.hidden = hidden.filter_map(|it| it.canonicalize().ok()).collect();
     Ok(fence)
 }
 
@@ -383,18 +390,43 @@ fn run_folder(args: &Args) -> Result<PathBuf, Failure> {
     if let Some(dir) = &args.log_dir {
         return Ok(dir.clone());
     }
-    let state = std::env::var_os("XDG_STATE_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| std::env::home_dir().map(|home| home.join(".local/state")))
-        .ok_or("there is no home folder for the run's log; expected --log-dir")?;
+    let runs = runs_directory();
+    let runs = runs.ok_or("there is no home folder for the run's log; expected --log-dir")?;
     let time = Timestamp::now().strftime("%Y%m%dT%H%M%S");
     // In containers that share a home, process ids are alike.
     let mut random = [0_u8; 4];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| format!("cannot name the run's directory: {error}"))?;
     let random = u32::from_ne_bytes(random);
-    Ok(state
-        .join("apscli/runs")
-        .join(format!("{time}-{random:08x}")))
+    Ok(runs.join(format!("{time}-{random:08x}")))
+}
+
+/// Where runs' directories are made by default; none: there is no home directory.
+fn runs_directory() -> Option<PathBuf> {
+    let state = std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| std::env::home_dir().map(|home| home.join(".local/state")))?;
+    Some(state.join("apscli/runs"))
+}
+
+/// Refuses a template whose directory holds what is not the template's: a sandboxed node may read the
+/// template's directory, with all that is below it.
+fn is_own_directory(folder: &Path) -> Result<(), Failure> {
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let shared = ["/", "/etc", "/home", "/root", "/tmp", "/var", "/var/tmp"].map(PathBuf::from);
+    let devices = ["/dev", "/proc", "/sys", "/run"];
+    let home = std::env::home_dir().and_then(|home| home.canonicalize().ok());
+    let is_shared = shared.contains(&folder)
+        || home.as_ref() == Some(&folder)
+        || devices.iter().any(|it| folder.starts_with(it));
+    if !is_shared {
+        return Ok(());
+    }
+    let shown = folder.display();
+    Err(format!(
+        "--sandbox: nodes may read the template's directory with all that is below it, and {shown} \
+         holds other things too; expected a template in a directory of its own"
+    )
+    .into())
 }

@@ -116,7 +116,7 @@ impl Yard {
                 "PATH",
                 format!("{}:/usr/bin:/bin", PYTHON.parent().unwrap().display()),
             )
-            .env("HOME", self.place.dir.path())
+            .env("HOME", self.place.path("home"))
             .env("CANARY", "a secret of whoever runs it")
             .stdin(Stdio::null());
         // This one gives up its rights itself, once it has made a network of its own.
@@ -1068,6 +1068,95 @@ fn the_launcher_has_nothing_of_a_nodes_environment() {
 }
 
 /// A run that is taken up again stays in its sandbox.
+/// A run's records are closed to its nodes also where they are below the template's directory, which
+/// is open otherwise.
+#[test]
+fn records_below_the_template_are_closed() {
+    for root in [false, true] {
+        let Some(yard) = (if root {
+            Yard::of_root()
+        } else {
+            Some(Yard::new())
+        }) else {
+            continue;
+        };
+        let dir = yard.place.dir.path().display().to_string();
+        yard.place.write("beside/open.txt", "open");
+        own(&yard.place.path("beside"));
+        let look = format!(
+            "for f in {dir}/run-*/journal.jsonl {dir}/run-*/guard.lock {dir}/run-*/work/*/secret {dir}/run-*/logs/*.log; do \
+             cat $$f >/dev/null 2>&1 && echo \"[INFO]$$f\"; done; \
+             echo \"[OUTPUT]$$(cat {dir}/beside/open.txt)\"; ls {dir} >/dev/null"
+        );
+        let other = "echo x >secret; echo logged; sleep 2";
+        let node = |script: &str| json!({"action": {"type": "cmd", "cmd": ["sh", "-c", script]}});
+        let nodes = BTreeMap::from([
+            ("other".to_owned(), node(other)),
+            ("look".to_owned(), node(&format!("sleep 1; {look}"))),
+        ]);
+        let output = yard.run(&[], &nodes, &["--sandbox"]);
+        let result = &output["look"]["result"];
+        assert_eq!(
+            (&result["output"], &result["info"]),
+            (&json!("open"), &Value::Null),
+            "{output}"
+        );
+    }
+}
+
+#[test]
+fn template_among_other_things_is_refused() {
+    let yard = Yard::new();
+    yard.place
+        .write("home/t.yaml", "a: {action: {type: cmd, cmd: \"true\"}}");
+    own(&yard.place.path("home"));
+    for template in ["home/t.yaml", "/dev/stdin"] {
+        let args = [
+            "run",
+            "--sandbox",
+            "--template",
+            template,
+            "--log-dir",
+            "elsewhere",
+        ];
+        let mut run = yard.command(&[], &args);
+        let input = fs::File::open(yard.place.path("home/t.yaml")).unwrap();
+        let done = Done::new(&run.stdin(input).output().unwrap());
+        assert_eq!(done.status, 2, "{template}: {}", done.stdout);
+        let wanted = "expected a template in a directory of its own";
+        assert!(done.stderr.contains(wanted), "{template}: {}", done.stderr);
+    }
+}
+
+/// A socket of a pair is given no name in the machine's own list, and told of no listener.
+#[test]
+fn sockets_of_a_pair_get_no_name() {
+    let yard = Yard::new();
+    let script = "import socket
+a, b = socket.socketpair()
+for attempt in (lambda: a.bind('\\0apscli-name'), lambda: b.bind(''), lambda: a.connect('/run/x'), lambda: a.listen()):
+    try:
+        attempt()
+        print('[OUTPUT]done')
+    except PermissionError:
+        pass";
+    yard.place.write("pair.py", script);
+    own(&yard.place.path("pair.py"));
+    let path = yard.place.path("pair.py").display().to_string();
+    let node = json!({"action": {"type": "cmd", "cmd": ["python3", path]}});
+    let output = yard.run(
+        &[],
+        &BTreeMap::from([("a".to_owned(), node)]),
+        &["--sandbox"],
+    );
+    let result = &output["a"]["result"];
+    assert_eq!(
+        (&result["return_code"], &result["output"]),
+        (&json!(1), &Value::Null),
+        "{output}"
+    );
+}
+
 #[test]
 fn a_resumed_run_keeps_its_sandbox() {
     let _peace = in_peace();

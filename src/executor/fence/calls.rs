@@ -560,6 +560,24 @@ fn descriptors(table: &mut BTreeMap<c_long, Entry>, network: bool) {
         otherwise: PERM,
     };
     table.insert(libc::SYS_socketpair, pair);
+    if !network {
+        // Also a socket of a pair can be given a name, which others could then not take, and asked
+        // for another end, which tells what listens where.
+        for call in [
+            libc::SYS_bind,
+            libc::SYS_connect,
+            libc::SYS_listen,
+            libc::SYS_accept,
+            libc::SYS_accept4,
+        ] {
+            let entry = Entry {
+                reason: "names and other ends of sockets; a connected pair needs neither",
+                rules: Vec::new(),
+                otherwise: PERM,
+            };
+            table.insert(call, entry);
+        }
+    }
     let mut socket = Entry {
         reason: "sockets that reach others; with a network TCP and UDP do not count",
         rules: Vec::new(),

@@ -126,6 +126,8 @@ struct Policy {
     folder: PathBuf,
     /// What can be read and executed, beside what every system has.
     readable: Vec<PathBuf>,
+    /// What of that cannot be read, whatever it is below. Without links.
+    hidden: Vec<PathBuf>,
     /// The launcher's end of the socket.
     socket: RawFd,
     /// One more descriptor that the program gets.
@@ -167,6 +169,9 @@ pub struct Fence {
     pub folder: PathBuf,
     /// What can be read and executed, beside what every system has and the template's folder.
     pub readable: Vec<PathBuf>,
+    /// What of that and of the template's directory cannot be read (but for its names): what
+    /// belongs to runs. Paths without links.
+    pub hidden: Vec<PathBuf>,
     /// What was enforced last, in words.
     enforced: Arc<Mutex<Option<String>>>,
 }
@@ -182,6 +187,7 @@ impl Fence {
             at_once,
             folder,
             readable: Vec::new(),
+            hidden: Vec::new(),
             enforced: Arc::default(),
         }
     }
@@ -332,6 +338,7 @@ impl Inside {
             at_once: self.fence.at_once.get(),
             folder: self.folder.clone(),
             readable: all,
+            hidden: self.fence.hidden.clone(),
             socket: theirs.as_raw_fd(),
             inherit,
         };

@@ -10,7 +10,7 @@
 //! Must not open anything that the policy does not name.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus,
@@ -239,6 +239,27 @@ pub(super) fn limit(resource: Resource, current: u64, maximum: u64) -> Result<()
         .map_err(|error| format!("cannot set a limit ({resource:?}): {error}"))
 }
 
+/// What is opened for `path` to be readable, but for what is hidden below it. Landlock can take
+/// nothing out of a directory that it opens; so where something below is hidden, the directory
+/// shows its names only, and its entries are opened one by one.
+fn openings(path: &Path, hidden: &[PathBuf]) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if hidden.contains(&path) {
+        return Vec::new();
+    }
+    if !hidden.iter().any(|it| it.starts_with(&path)) {
+        return vec![(path, AccessFs::from_read(LEAST))];
+    }
+    let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+    // What a link leads to is opened where it is, if it is to be.
+    let entries = entries.filter(|it| it.file_type().is_ok_and(|it| !it.is_symlink()));
+    let mut all: Vec<_> = entries
+        .flat_map(|entry| openings(&entry.path(), hidden))
+        .collect();
+    all.push((path, AccessFs::ReadDir.into()));
+    all
+}
+
 /// The files that there are. All else, and everybody outside, is out of reach.
 fn landlock(policy: &Policy) -> Result<String, String> {
     let words = |error: &dyn std::fmt::Display| error.to_string();
@@ -268,7 +289,10 @@ fn landlock(policy: &Policy) -> Result<String, String> {
     let system = SYSTEM.iter().map(|path| (Path::new(path), read));
     let facts = FACTS.iter().map(|path| (Path::new(path), facts));
     let devices = DEVICES.iter().map(|path| (Path::new(path), device));
-    let own = policy.readable.iter().map(|path| (path.as_path(), read));
+    let own: Vec<_> = (policy.readable.iter())
+        .flat_map(|path| openings(path, &policy.hidden))
+        .collect();
+    let own = own.iter().map(|(path, access)| (path.as_path(), *access));
     let folder = std::iter::once((policy.folder.as_path(), all));
     for (path, access) in system.chain(facts).chain(devices).chain(own).chain(folder) {
         // What is not there needs no rule.

@@ -225,40 +225,12 @@ impl Unfolding {
     }
 }
 
-/// Looks for a service. Only `Service` objects and `ConfigMaps` of the two namespaces count, and
-/// of the latter those of a catalogue; others may be among them.
+/// Looks for a service. Only `Service` objects and `ConfigMaps` of the two namespaces (the run's and
+/// the shared one) count, and of the latter those of a catalogue; others may be among them. Where one
+/// of the texts that have to be read is more than `most` bytes, the error is [`NotFound::Larger`].
 ///
 /// # Errors
 /// Where no level has it, or the first that has it does not give a template.
-pub fn find<'a>(
-    fqsn: &str,
-    version: Option<&str>,
-    (namespace, shared): (&str, &str),
-    labelled: LabelledMaps,
-    services: impl Iterator<Item = &'a Service> + Clone,
-    config_maps: impl Iterator<Item = &'a ConfigMap> + Clone,
-) -> Result<Found, NotFound> {
-    let asked = (fqsn, version);
-    let most = gzip::LARGEST;
-    find_within(
-        asked,
-        (namespace, shared),
-        labelled,
-        services,
-        config_maps,
-        most,
-    )
-}
-
-/// The same for a name and a version; where one of the texts that have to be read is more than
-/// `most` bytes, the error is [`NotFound::Larger`].
-///
-/// # Errors
-/// As [`find`].
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "an iterator is handed over, and looked through as often as there are levels"
-)]
 pub fn find_within<'a>(
     (fqsn, version): (&str, Option<&str>),
     namespaces: (&str, &str),
@@ -660,19 +632,12 @@ pub fn folder_of(map: &ConfigMap) -> Option<(String, String)> {
 /// A key that several `ConfigMaps` of a folder have: which counts where is said of each. A category
 /// may be spread over several; its entries are looked at one by one.
 fn keys_twice<'m>(
-    maps: &[&'m ConfigMap],
+    holders: &BTreeMap<&str, Vec<&'m ConfigMap>>,
     templates: &BTreeSet<String>,
 ) -> Vec<(&'m ConfigMap, String)> {
-    let mut holders: BTreeMap<&String, Vec<&ConfigMap>> = BTreeMap::new();
-    for map in maps {
-        let keys = map.data.iter().flat_map(BTreeMap::keys);
-        let keys = keys.chain(map.binary_data.iter().flat_map(BTreeMap::keys));
-        for key in keys.filter(|key| category_stem(key).is_none() || templates.contains(*key)) {
-            holders.entry(key).or_default().push(map);
-        }
-    }
     let mut problems = Vec::new();
-    for (key, holders) in holders {
+    let is_spread = |key: &str| category_stem(key).is_some() && !templates.contains(key);
+    for (key, holders) in holders.iter().filter(|(key, _)| !is_spread(key)) {
         if let [first, more @ ..] = holders.as_slice() {
             for later in more {
                 for of in [*first, *later] {
@@ -758,7 +723,6 @@ pub fn problems<'m>(
     let mut problems: Vec<(&ConfigMap, String)> = (maps.iter())
         .filter_map(|map| Some((*map, format!("{}: {}", map_source(map), refused(*map)?))))
         .collect();
-    problems.extend(keys_twice(maps, &templates));
     let mut seen: BTreeMap<(String, String), (&ConfigMap, String)> = BTreeMap::new();
     let mut holders: BTreeMap<&str, Vec<&ConfigMap>> = BTreeMap::new();
     for map in maps {
@@ -767,6 +731,7 @@ pub fn problems<'m>(
             holders.entry(key).or_default().push(map);
         }
     }
+    problems.extend(keys_twice(&holders, &templates));
     for (map, key, entries) in categories(maps, &unfolding) {
         if problems.len() > MAX_PROBLEMS {
             break;
@@ -836,7 +801,7 @@ fn check(
     let candidates = holders.get(key.as_str());
     let (holder, key) = match candidates.map(Vec::as_slice) {
         Some(&[holder]) => (holder, key),
-        // In words why there is none, or more than one.
+        // The first of several.
         Some(several) => template_at(several, folder, version, path)?,
         None => template_at(maps, folder, version, path)?,
     };
@@ -1057,6 +1022,27 @@ mod tests {
         a.metadata.resource_version = Some("2".to_owned());
         checks.retain(&[&a, &b]);
         assert!(checks.is_empty());
+    }
+
+    /// A service, however large its texts are.
+    fn find<'a>(
+        fqsn: &str,
+        version: Option<&str>,
+        (namespace, shared): (&str, &str),
+        labelled: LabelledMaps,
+        services: impl Iterator<Item = &'a Service> + Clone,
+        config_maps: impl Iterator<Item = &'a ConfigMap> + Clone,
+    ) -> Result<Found, NotFound> {
+        let asked = (fqsn, version);
+        let most = gzip::LARGEST;
+        find_within(
+            asked,
+            (namespace, shared),
+            labelled,
+            services,
+            config_maps,
+            most,
+        )
     }
 
     fn look(services: &[Service], maps: &[ConfigMap]) -> Result<Found, NotFound> {
